@@ -1,0 +1,583 @@
+"""Plumbing for HandwrittenNumberGAN.ipynb: what a reader of the story would skip.
+
+Top to bottom: seeding and device, data, pictures, latent space, saving and exporting.
+Every function can be used alone in a fresh session; nothing here knows the notebook's classes.
+
+Images are float32 tensors of shape (N, 1, H, W) with pixels in [-1, 1] (-1 is black paper, 1 is white ink)
+unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torchvision.datasets import MNIST
+from torchvision.datasets.utils import check_integrity
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+DATA_FOLDER = Path(__file__).resolve().parent / "data"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings, seeding and device
+
+
+def check_settings(settings: object, **ranges: tuple[float, float]) -> None:
+    """Check numbers in a dataclass against the closed range each may have.
+
+    Args:
+        settings: a dataclass instance whose fields are numbers, or tuples of numbers.
+        ranges: field name = (lowest, highest); a tuple's entries must each lie in the range. A range of two
+            integers admits only integers.
+
+    Raises:
+        ValueError: names the field, its value and the allowed range.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        entries = value if isinstance(value, (tuple, list)) else (value,)
+        whole = isinstance(low, int) and isinstance(high, int)
+        kinds = (int,) if whole else (int, float)
+        good = len(entries) > 0 and all(
+            isinstance(entry, kinds) and not isinstance(entry, bool) and low <= entry <= high for entry in entries
+        )
+        if not good:
+            kind = "whole numbers" if whole else "numbers"
+            raise ValueError(f"{name} = {value!r} cannot work: {name} takes {kind} from {low:,} to {high:,}")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch on every device, the one source of randomness in this project.
+
+    Raises:
+        ValueError: the seed is not a whole number from 0 to 2**63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed = {seed!r} cannot work: seed takes whole numbers from 0 to 2**63 - 1")
+    torch.manual_seed(seed)
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device to train on: `name`, else the variable GAN_DEVICE, else CUDA, Apple's MPS or the CPU, if present.
+
+    Raises:
+        ValueError: the device named is unknown or not in this machine; the message lists what is there.
+    """
+    present = ["cpu"]
+    if torch.cuda.is_available():
+        present = [f"cuda:{index}" for index in range(torch.cuda.device_count())] + present
+    elif torch.backends.mps.is_available():
+        present = ["mps"] + present
+    name = (name or os.environ.get("GAN_DEVICE") or present[0]).strip().lower()
+    full_name = "cuda:0" if name == "cuda" else name
+    if full_name not in present:
+        raise ValueError(f"GAN_DEVICE = {name!r} is not in this machine, which has: {', '.join(present)}")
+    return torch.device(full_name)
+
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def choose_precision(device: torch.device, name: str | None = None) -> torch.dtype:
+    """The number format of the matrix products: `name`, else the variable GAN_PRECISION, else what suits the device.
+
+    bfloat16 where a CPU has arithmetic units for it (elsewhere it is emulated, many times slower); float32 on every
+    other device.
+
+    Raises:
+        ValueError: the name is neither 'float32' nor 'bfloat16'.
+    """
+    name = name or os.environ.get("GAN_PRECISION")
+    if name:
+        if name.strip().lower() not in PRECISIONS:
+            raise ValueError(f"GAN_PRECISION = {name!r} is unknown; there are: {', '.join(PRECISIONS)}")
+        return PRECISIONS[name.strip().lower()]
+    has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+def describe_device(device: torch.device, precision: torch.dtype) -> str:
+    """One line on what will do the work, for example 'cpu, 2 threads, bfloat16, torch 2.9.0'."""
+    what = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    if device.type == "cuda":
+        what += f" ({torch.cuda.get_device_name(device)})"
+    return f"{what}, {str(precision).removeprefix('torch.')}, torch {torch.__version__.split('+')[0]}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+# MD5 sums of the unpacked files. torchvision knows those of the archives, and of unpacked files only asks whether
+# they exist.
+_UNPACKED_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+def load_mnist(
+    train: bool,
+    device: torch.device | str = "cpu",
+    data_folder: Path | str = DATA_FOLDER,
+    fallback_folder: Path | str = "output/data",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """MNIST (LeCun, Cortes and Burges, 1998) as two tensors on `device`.
+
+    Goes through `torchvision.datasets.MNIST(download=True)`, which unpacks the archives bundled in `data_folder` and
+    downloads only those that are missing. Where `data_folder` cannot be written, the archives are unpacked in
+    `fallback_folder`.
+
+    Returns:
+        images, float32 of shape (N, 1, 28, 28) in [-1, 1], and labels, int64 of shape (N,) in 0..9; N is 60,000 with
+        `train`, else 10,000.
+
+    Raises:
+        ValueError: an archive or an unpacked file is damaged; the message names it.
+        FileNotFoundError: a file is missing and could not be downloaded; the message says where to put it.
+    """
+    folder = Path(data_folder)
+    _check_mnist_files(folder)
+    unpacked = [folder / "MNIST" / "raw" / name for name in _UNPACKED_MD5]
+    if not all(path.is_file() for path in unpacked) and not _is_writable(folder):
+        folder = Path(fallback_folder)
+        archives = folder / "MNIST" / "raw"
+        archives.mkdir(parents=True, exist_ok=True)
+        for archive, _ in MNIST.resources:
+            source = unpacked[0].parent / archive
+            if source.is_file() and not (archives / archive).exists():
+                with write_beside(archives / archive) as beside:
+                    shutil.copyfile(source, beside)
+        _check_mnist_files(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # torchvision reports unpacking with absolute paths
+            dataset = MNIST(str(folder), train=train, download=True)
+    except RuntimeError as error:
+        _check_mnist_files(folder)
+        missing = [name for name, _ in MNIST.resources if not (folder / "MNIST" / "raw" / name).is_file()]
+        raise FileNotFoundError(
+            f"{' and '.join(missing) or 'A file of MNIST'} could not be downloaded from {' or '.join(MNIST.mirrors)}. "
+            f"Put it by hand into {folder / 'MNIST' / 'raw'} (in a clone: git checkout -- data). "
+            f"torchvision said: {error}"
+        ) from error
+    _check_mnist_files(folder)
+    images = dataset.data.to(device).unsqueeze(1).float().div_(127.5).sub_(1)
+    return images, dataset.targets.to(device)
+
+
+def _check_mnist_files(folder: Path) -> None:
+    """Compare the MNIST files that exist below `folder` with their MD5 sums; missing ones are left to torchvision."""
+    raw = folder / "MNIST" / "raw"
+    for path, md5 in [(raw / name, md5) for name, md5 in [*MNIST.resources, *_UNPACKED_MD5.items()]]:
+        if path.exists() and not (path.is_file() and check_integrity(str(path), md5)):
+            remedy = "restore it (in a clone: git checkout -- data)" if path.suffix == ".gz" else "delete it"
+            size = f"{path.stat().st_size:,} bytes" if path.is_file() else "not a file"
+            raise ValueError(
+                f"{path} is damaged ({size}; its MD5 sum should be {md5}): {remedy}, "
+                "and run this again, which unpacks or downloads what is missing"
+            )
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a file can be made in `folder`, which is created if need be (permission bits do not tell root that)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def shuffled_batches(images: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    """One epoch: every image exactly once, in a fresh random order, in batches on the images' own device.
+
+    Args:
+        images: a tensor of shape (N, ...); the last batch is smaller where `batch_size` does not divide N.
+
+    Raises:
+        ValueError: batch_size is not a whole number from 1 to N.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= len(images):
+        raise ValueError(f"batch_size = {batch_size!r} cannot work: batch_size takes whole numbers from 1 to "
+                         f"{len(images):,}, the number of images")
+    order = torch.randperm(len(images), device=images.device)
+    return (images[indices] for indices in order.split(batch_size))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Progress
+
+
+def progress_line(total: int) -> tqdm:
+    """A tqdm bar over `total` steps that fits a notebook: one line that moves in place and leaves its last state.
+
+    In a Jupyter or Colab kernel the line is one display updated in place, so that the saved file holds only its
+    final text: no stderr, no carriage returns, no widget. Elsewhere it is an ordinary tqdm line on stdout.
+    """
+    ipython = sys.modules.get("IPython")  # present only where a notebook or IPython is already running
+    shell = ipython.get_ipython() if ipython else None
+    if getattr(shell, "kernel", None) is None:
+        return tqdm(total=total, unit="step", file=sys.stdout, mininterval=0.5, dynamic_ncols=True)
+    return _DisplayLine(total=total, unit="step", file=io.StringIO(), mininterval=0.5, ncols=110)
+
+
+class _DisplayLine(tqdm):
+    """tqdm drawn through an IPython display handle in place of a terminal's carriage returns."""
+
+    handle = None
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        text = {"text/plain": (str(self) if msg is None else msg)}
+        if self.handle is None:
+            self.handle = sys.modules["IPython"].display.display(text, raw=True, display_id=True)
+        elif text["text/plain"]:
+            self.handle.update(text, raw=True)
+        return True
+
+
+def check_finite(values: Sequence[float], what: str) -> None:
+    """Stop with an error when a number that training produced is NaN or infinite.
+
+    Raises:
+        FloatingPointError: names `what`, which should say where in training the numbers come from.
+    """
+    if not all(math.isfinite(value) for value in values):
+        raise FloatingPointError(
+            f"training became unstable: a loss is NaN or infinite in {what}. The pictures and the history up to the "
+            "last finished epoch are intact. A lower learning rate or a larger r1_gamma usually cures it."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def check_images(images: torch.Tensor, name: str = "images") -> torch.Tensor:
+    """The one check for images: float tensor (N, 1, H, W), N at least 1, pixels finite and in [-1, 1].
+
+    Returns:
+        the images, detached, float32, on the CPU.
+
+    Raises:
+        TypeError: not a tensor of floats.
+        ValueError: wrong shape, nothing in it, NaN, or a pixel outside [-1, 1].
+    """
+    if not isinstance(images, torch.Tensor) or not images.is_floating_point():
+        kind = str(images.dtype) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise TypeError(f"{name} must be a float tensor of shape (N, 1, H, W), not {kind}")
+    if images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
+        raise ValueError(f"{name} must have the shape (N, 1, H, W) with N at least 1, not {tuple(images.shape)}")
+    images = images.detach().cpu().float()
+    low, high = images.aminmax()
+    if not (low >= -1 and high <= 1):  # so put, it also catches NaN
+        raise ValueError(f"{name} must have pixels in [-1, 1], not from {low:.4g} to {high:.4g}")
+    return images
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 1, H, W) in [-1, 1] as uint8 in 0..255, on the CPU: a quarter of the memory, for snapshots."""
+    return check_images(images).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: torch.Tensor) -> torch.Tensor:
+    """The inverse of `to_uint8` (up to rounding by half a grey level): float32 in [-1, 1]."""
+    return images.float().div(127.5).sub(1)
+
+
+def _grid_image(images: torch.Tensor, columns: int) -> Image.Image:
+    """Images (N, 1, H, W) in [-1, 1] as one greyscale picture, `columns` to a row."""
+    pixels = make_grid(check_images(images).add(1).div(2), nrow=columns, padding=2, pad_value=0.25)[:1]
+    return to_pil_image(pixels)
+
+
+def plot_grid(images: torch.Tensor, columns: int, title: str = "", width: float = 6.4,
+              labels: Sequence[object] = ()) -> Figure:
+    """A grid of images under one title, low enough to stand in a column of many.
+
+    Args:
+        images: (N, 1, H, W) in [-1, 1].
+        columns: images to a row.
+        width: of the figure, in inches; the height follows from the grid.
+        labels: one a image, written in its corner; none where empty.
+    """
+    grid = _grid_image(images, columns)
+    cell_height, cell_width = images.shape[-2] + 2, images.shape[-1] + 2
+    margin = 0.25 if title else 0.0
+    height = width * grid.height / grid.width + margin
+    figure = plt.figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1 - margin / height))
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.axis("off")
+    axes.set_title(title, fontsize=9, pad=3)
+    for index, label in enumerate(labels):
+        row, column = divmod(index, columns)
+        axes.text(column * cell_width + 4, row * cell_height + 4, str(label), color="gold", fontsize=8, va="top")
+    return figure
+
+
+def plot_grids(named: dict[str, torch.Tensor], columns: int) -> Figure:
+    """Several grids of images side by side, each under its name, all on one scale of grey.
+
+    Args:
+        named: title = images (N, 1, H, W) in [-1, 1].
+        columns: images to a row of each grid.
+    """
+    figure, all_axes = plt.subplots(1, len(named), figsize=(3.6 * len(named), 3.8), layout="constrained", squeeze=False)
+    for axes, (name, images) in zip(all_axes[0], named.items()):
+        axes.imshow(_grid_image(images, columns), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(name, fontsize=10)
+        axes.axis("off")
+    return figure
+
+
+def plot_history(history: Sequence[dict], series: dict[str, str], ylabel: str, level: tuple[float, str]) -> Figure:
+    """Curves of some of the numbers that were recorded once an epoch.
+
+    Args:
+        history: one dict an epoch, each with an 'epoch' and the keys of `series`.
+        series: key in `history` = name in the legend.
+        level: a height and what it means, drawn as a dashed line.
+
+    Raises:
+        ValueError: the history is empty.
+    """
+    if not history:
+        raise ValueError("history is empty: there is nothing to plot before the first epoch has ended")
+    figure, axes = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
+    epochs = [record["epoch"] for record in history]
+    for key, name in series.items():
+        axes.plot(epochs, [record[key] for record in history], label=name, marker="." if len(epochs) < 10 else "")
+    axes.axhline(level[0], color="gray", linestyle="--", linewidth=1, label=level[1])
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def plot_filmstrip(snapshots: Sequence[torch.Tensor], epochs: Sequence[int], digits: int = 16) -> Figure:
+    """The same latent vectors at chosen epochs, one row an epoch.
+
+    Args:
+        snapshots: `snapshots[e]` holds the uint8 images (N, 1, H, W) after epoch e; 0 is before training.
+        epochs: which of them to show, top to bottom.
+        digits: how many images of each.
+
+    Raises:
+        ValueError: an epoch has no snapshot.
+    """
+    absent = [epoch for epoch in epochs if not 0 <= epoch < len(snapshots)]
+    if absent or not epochs:
+        raise ValueError(f"epochs = {list(epochs)} cannot be shown: there are snapshots of 0 to {len(snapshots) - 1}")
+    rows = from_uint8(torch.cat([snapshots[epoch][:digits] for epoch in epochs]))
+    columns = len(rows) // len(epochs)
+    figure = plot_grid(rows, columns)
+    axes = figure.axes[0]
+    figure.set_size_inches(7.2, figure.get_size_inches()[1])
+    axes.set_position((0.11, 0, 0.89, 1))
+    for row, epoch in enumerate(epochs):
+        axes.text(-6, (row + 0.5) * (rows.shape[-2] + 2), f"epoch {epoch}", ha="right", va="center", fontsize=9)
+    return figure
+
+
+def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int = 2) -> None:
+    """Save images (N, 1, H, W) in [-1, 1] as one greyscale PNG, each pixel `scale` pixels wide."""
+    grid = _grid_image(images, columns)
+    with write_beside(path) as beside:
+        grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST).save(beside)
+
+
+def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, columns: int = 16, max_frames: int = 30,
+                   seconds: float = 6.0) -> bytes:
+    """Save the film of the snapshots, one frame an epoch, the last one held; looping.
+
+    Args:
+        snapshots: uint8 images (N, 1, H, W), one tensor a frame; where there are more than `max_frames`, evenly
+            spaced ones are taken, the first and the last among them.
+        path: ends in .gif or .png (an animated PNG).
+        seconds: how long the film runs before it holds its last frame for 2 s.
+
+    Returns:
+        the bytes of the same film as an animated PNG, which every notebook viewer shows as `image/png`.
+
+    Raises:
+        ValueError: there are no snapshots, or the ending is another one.
+    """
+    path = Path(path)
+    if not len(snapshots):
+        raise ValueError("snapshots is empty: there is nothing to animate before the first epoch has ended")
+    if path.suffix not in (".gif", ".png"):
+        raise ValueError(f"path = '{path}' must end in .gif or .png")
+    chosen = np.unique(np.linspace(0, len(snapshots) - 1, min(max_frames, len(snapshots))).round().astype(int))
+    # 16 greys look the same at this size and halve the file.
+    frames = [_grid_image(from_uint8(snapshots[index]), columns).quantize(16) for index in chosen]
+    durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [2000]
+    film = io.BytesIO()
+    options = dict(save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    frames[0].save(film, format="PNG", **options)
+    with write_beside(path) as beside:
+        if path.suffix == ".png":
+            beside.write_bytes(film.getvalue())
+        else:
+            frames[0].save(beside, format="GIF", **options)
+    return film.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Latent space
+
+
+def generate(generator: Callable[[torch.Tensor], torch.Tensor], latent: torch.Tensor,
+             batch_size: int = 1000) -> torch.Tensor:
+    """Run a generator on many latent vectors, in eval mode and without gradients.
+
+    Args:
+        generator: a module or any callable from (N, latent size) to images (N, 1, H, W); a module's train/eval mode
+            is left as it was.
+        latent: float tensor (N, latent size), on the generator's device.
+
+    Returns:
+        images (N, 1, H, W), float32, on the CPU.
+
+    Raises:
+        ValueError: the latent is not a non-empty table of finite numbers.
+    """
+    if latent.ndim != 2 or latent.numel() == 0 or not latent.isfinite().all():
+        raise ValueError(f"latent must be finite and of shape (N, latent size), N at least 1, not "
+                         f"{tuple(latent.shape)}" + (" with NaN or infinity" if latent.numel() else ""))
+    is_module = isinstance(generator, torch.nn.Module)
+    modes = [(module, module.training) for module in generator.modules()] if is_module else []
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad():
+            return torch.cat([generator(chunk).float().cpu() for chunk in latent.split(batch_size)])
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving and exporting
+
+
+def output_folder(quick: bool) -> Path:
+    """Make the folder that runs write to: the variable GAN_OUTPUT, or `output`; in quick mode `quick` below it.
+
+    Raises:
+        OSError: the folder cannot be made or written; the message names it and the variable.
+    """
+    folder = Path(os.environ.get("GAN_OUTPUT") or "output")
+    folder = folder / "quick" if quick else folder
+    if not _is_writable(folder):
+        raise OSError(f"output = '{folder}' cannot be written: set the variable GAN_OUTPUT to a folder that can")
+    return folder
+
+
+@contextlib.contextmanager
+def write_beside(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`, to be written; rename it to `path` when the block ends well.
+
+    At no moment is there a half-written file under the final name, and on an error an older file stays as it was.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written, or `path` is a folder; the message names `path`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"'{path}' is a folder; give the name of a file")
+    try:
+        folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise OSError(f"'{path}' cannot be written: {error}") from error
+    try:
+        yield Path(folder) / path.name
+        os.replace(Path(folder) / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int) -> None:
+    """Write a generator as one file that runs without its class: a `torch.export` program, for any batch size.
+
+    The program is traced from a copy on the CPU in eval mode; the generator itself is left as it was.
+
+    Args:
+        generator: takes float32 (N, latent_dim), returns images (N, 1, H, W) in [-1, 1].
+        path: ends in .pt2.
+
+    Raises:
+        ValueError: the path ends otherwise, or the generator does not return images of that kind.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise ValueError(f"path = '{path}' must end in .pt2")
+    program_source = copy.deepcopy(generator).cpu().float().eval()
+    example = torch.zeros(2, latent_dim)  # a batch of 1 would be taken for a constant
+    images = check_images(generate(program_source, example), "the generator's output")
+    if len(images) != 2:
+        raise ValueError(f"the generator made {len(images)} images of 2 latent vectors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export's own deprecations are not the reader's concern
+        program = torch.export.export(program_source, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        about = json.dumps({"latent_dim": latent_dim, "image_size": images.shape[-1]})
+        with write_beside(path) as beside:
+            torch.export.save(program, beside, extra_files={"generator.json": about})
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedGenerator:
+    """A generator read from a .pt2 file. Call it with float32 (N, latent_dim) for images (N, 1, H, W) in [-1, 1]."""
+
+    program: Callable[[torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
+    latent_dim: int
+    image_size: int
+
+    def __call__(self, latent: torch.Tensor) -> torch.Tensor:
+        if not isinstance(latent, torch.Tensor) or latent.dtype != torch.float32 or latent.ndim != 2 \
+                or latent.shape[1] != self.latent_dim or len(latent) == 0:
+            kind = f"{latent.dtype} {tuple(latent.shape)}" if isinstance(latent, torch.Tensor) else type(latent)
+            raise ValueError(f"latent must be float32 of shape (N, {self.latent_dim}), N at least 1, not {kind}")
+        with torch.no_grad():
+            return self.program(latent)
+
+
+def load_generator(path: Path | str) -> LoadedGenerator:
+    """Read a generator written by `export_generator`.
+
+    A .pt2 file is program code: loading one can run what its author put there. Load only files you trust.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a file that `export_generator` wrote.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no generator at '{path}'; export_generator writes one")
+    about = {"generator.json": ""}
+    try:
+        program = torch.export.load(path, extra_files=about)
+        sizes = json.loads(about["generator.json"])
+        return LoadedGenerator(program.module(), sizes["latent_dim"], sizes["image_size"])
+    except Exception as error:
+        raise ValueError(f"'{path}' is not a whole file written by export_generator: {error}") from error

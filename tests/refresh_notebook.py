@@ -1,0 +1,56 @@
+"""Make the committed notebook: one full Restart-and-Run-All in place, then the hygiene checks.
+
+    python tests/refresh_notebook.py
+
+Keeps the cell ids, strips widget state, refuses quick mode and errors; the notebook is replaced only by a run
+that went through. The README's pictures in .github/ come from the same run.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
+PICTURES = ["gan_diagram.png", "sample_generated_digits.png"]
+
+sys.path.insert(0, str(ROOT))
+from gan_helpers import write_beside  # noqa: E402
+
+
+def strip(notebook):
+    """Remove what must not be committed: widget state, run times of cells, what one kernel wrote of itself."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    return notebook
+
+
+def main():
+    if os.environ.get("GAN_QUICK") == "1":
+        sys.exit("GAN_QUICK=1 is set: the committed notebook carries a full run. Unset it and run this again.")
+    for name in ("GAN_OUTPUT", "GAN_DEVICE", "GAN_PRECISION"):
+        if name in os.environ:
+            sys.exit(f"{name} is set: the committed notebook is made with the defaults. Unset it and run this again.")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    ids = [cell["id"] for cell in notebook.cells]
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
+    client.execute()  # raises at the first error
+    strip(notebook)
+    if [cell["id"] for cell in notebook.cells] != ids:
+        sys.exit("cell ids changed during the run: nothing written")
+    with write_beside(NOTEBOOK) as beside:
+        nbformat.write(notebook, beside)
+    for name in PICTURES:
+        shutil.copyfile(ROOT / "output" / name, ROOT / ".github" / name)
+    check = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_notebook.py")]
+    sys.exit(subprocess.run(check, cwd=ROOT).returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+"""The committed notebook: its file, its text, and the code that it teaches."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from conftest import ROOT, cell_sources, notebook_code, read_notebook
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file
+
+
+def complaints(notebook):
+    """Whatever must not be in a committed notebook, as a list of sentences."""
+    found = []
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        found.append("the code cells are not executed 1..N in order")
+    if notebook.metadata.get("widgets"):
+        found.append("it carries widget state")
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        found.append("its kernel is not python3")
+    for cell in code:
+        if len(cell.source.splitlines()) > 30:
+            found.append(f"cell {cell.id} has more than 30 lines")
+        for output in cell.outputs:
+            text = json.dumps(output)
+            if output.output_type == "error":
+                found.append(f"cell {cell.id} ended in an error")
+            if output.output_type == "stream" and output.name == "stderr":
+                found.append(f"cell {cell.id} wrote to stderr")
+            if "widget-view" in text:
+                found.append(f"cell {cell.id} shows a widget")
+            if "QUICK MODE" in text:
+                found.append("it was run in quick mode")
+            texts = "".join([output.get("text", "")] + [
+                str(value) for kind, value in output.get("data", {}).items() if not kind.startswith("image/")])
+            if re.search(r"(^|[\s'\"(=])(/(home|root|tmp|work|Users|content|usr|var)/|[A-Z]:\\)", texts):
+                found.append(f"cell {cell.id} prints an absolute path")
+            if "\r" in texts:
+                found.append(f"cell {cell.id} left carriage returns")
+    return found
+
+
+def test_committed_file_is_clean():
+    notebook = read_notebook()
+    nbformat.validate(notebook)
+    assert complaints(notebook) == []
+    assert NOTEBOOK.stat().st_size < 3e6
+
+
+@pytest.mark.parametrize("break_it, complaint", [
+    (lambda n, c: c.update(execution_count=99), "executed 1..N"),
+    (lambda n, c: n.metadata.update(widgets={"state": {}}), "widget state"),
+    (lambda n, c: n.metadata.kernelspec.update(name="venv"), "kernel"),
+    (lambda n, c: c.update(source="x\n" * 31), "30 lines"),
+    (lambda n, c: c.outputs.append(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])), "error"),
+    (lambda n, c: c.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="w")), "stderr"),
+    (lambda n, c: c.outputs.append(nbformat.v4.new_output("stream", text="in /tmp/x")), "absolute path"),
+    (lambda n, c: c.outputs.append(nbformat.v4.new_output("stream", text="50%\r100%")), "carriage"),
+    (lambda n, c: c.outputs.append(nbformat.v4.new_output("stream", text="QUICK MODE (GAN_QUICK=1)")), "quick mode"),
+    (lambda n, c: c.outputs.append(nbformat.v4.new_output(
+        "display_data", {"application/vnd.jupyter.widget-view+json": {}})), "widget"),
+])
+def test_hygiene_check_notices(break_it, complaint):
+    notebook = read_notebook()
+    break_it(notebook, next(cell for cell in notebook.cells if cell.cell_type == "code"))
+    assert any(complaint in found for found in complaints(notebook))
+
+
+def test_grids_are_small_and_one_an_epoch():
+    notebook = read_notebook()
+    outputs = next(cell for cell in notebook.cells if cell.id == "train-run").outputs
+    grids = [output for output in outputs if "image/png" in output.get("data", {})]
+    epochs = re.search(r"epochs: int = (\d+)", cell_sources(notebook)["settings"])
+    assert len(grids) == int(epochs[1]) + 1
+    assert max(len(output.data["image/png"]) * 3 / 4 for output in grids) <= 30 * 1024
+    lines = [output for output in outputs if "image/png" not in output.get("data", {})]
+    assert len(lines) == 1 and "100%" in lines[0].data["text/plain"]
+    film = next(cell for cell in notebook.cells if cell.id == "film").outputs[0]
+    assert len(film.data["image/png"]) * 3 / 4 <= 400 * 1024
+
+
+def test_refresh_refuses_quick_mode_and_keeps_the_notebook_on_an_error(tmp_path):
+    before = NOTEBOOK.read_bytes()
+    script = ROOT / "tests" / "refresh_notebook.py"
+    run = subprocess.run([sys.executable, script], env={**os.environ, "GAN_QUICK": "1"}, capture_output=True, text=True)
+    assert run.returncode != 0 and "GAN_QUICK" in run.stderr and NOTEBOOK.read_bytes() == before
+
+    clone = tmp_path / "clone"
+    (clone / "tests").mkdir(parents=True)
+    shutil.copy(script, clone / "tests")
+    shutil.copy(ROOT / "gan_helpers.py", clone)
+    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(broken, clone / NOTEBOOK.name)
+    before = (clone / NOTEBOOK.name).read_bytes()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GAN_")}
+    run = subprocess.run([sys.executable, clone / "tests" / script.name], env=environment, capture_output=True, text=True)
+    assert run.returncode != 0 and "ZeroDivisionError" in run.stderr
+    assert (clone / NOTEBOOK.name).read_bytes() == before
+
+
+def test_section_links_and_helper_names_exist():
+    sources = cell_sources()
+    headings = {line[3:].replace(" ", "-") for source in sources.values() for line in source.splitlines()
+                if line.startswith("## ")}
+    links = re.findall(r"\]\(#([^)]+)\)", "".join(sources.values()))
+    assert len(links) >= 9 and set(links) <= headings
+    import gan_helpers
+    used = set(re.findall(r"helpers\.(\w+)", "\n".join(sources.values()))) - {"py"}
+    assert used and all(hasattr(gan_helpers, name) for name in used)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# README
+
+
+def test_repository_address_is_the_same_everywhere():
+    address = re.search(r'REPOSITORY = "https://github.com/([^"]+)"', cell_sources()["colab"])[1]
+    badges = re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/HandwrittenNumberGAN.ipynb",
+                        README + cell_sources()["title"])
+    assert len(badges) == 2 and set(badges) == {address}
+    assert set(re.findall(r"github\.com/([\w.-]+/HandwrittenNumberGAN)", README)) == {address}
+
+
+def test_readme_names_the_test_command_that_ci_runs():
+    command = "pytest --nbval HandwrittenNumberGAN.ipynb tests"
+    assert command in README and command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_readme_example_runs_in_a_fresh_process(story, tmp_path):
+    """The five lines that use an exported generator, exactly as README has them, in a folder with nothing else."""
+    lines = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert len(lines.strip().splitlines()) == 5
+    (tmp_path / "output").mkdir()
+    torch.manual_seed(0)
+    story.helpers.export_generator(story.Generator(12, (16,), True), tmp_path / "output" / "generator.pt2", 12)
+    run = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "digits.png").stat().st_size > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The code that the notebook teaches
+
+
+def tiny(story, **changes):
+    return dataclasses.replace(story.Settings(), **{
+        **dict(epochs=2, train_images=200, batch_size=32, latent_dim=8, generator_widths=(32, 16),
+               discriminator_widths=(32, 16)), **changes})
+
+
+def play(story, settings, after_epoch=lambda state: None):
+    """A short run of the notebook's loop on random images; returns (averaged generator, discriminator, records)."""
+    story.helpers.seed_everything(settings.seed)
+    images = torch.rand(settings.train_images, 1, 28, 28) * 2 - 1
+    generator = story.Generator(settings.latent_dim, settings.generator_widths, settings.generator_batch_norm)
+    discriminator = story.Discriminator(settings.discriminator_widths)
+    records = []
+
+    def after(state):
+        records.append(state.record and {**state.record, "seconds": 0})
+        after_epoch(state)
+
+    averaged = story.train(generator, discriminator, images, settings, after)
+    return averaged, discriminator, records
+
+
+def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(story):
+    first, second = play(story, tiny(story)), play(story, tiny(story))
+    other = play(story, tiny(story, seed=1))
+    for index in (0, 1):
+        weights = [run[index].state_dict() for run in (first, second, other)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+    assert first[2] == second[2] and len(first[2]) == 3 and first[2][0] is None
+
+
+def test_after_epoch_does_not_disturb_the_run(story):
+    """Drawing from the generator between epochs must leave the training as it is (mode, BatchNorm, randomness)."""
+    draw = lambda state: story.helpers.generate(state.ema, torch.zeros(4, 8))
+    assert play(story, tiny(story))[2] == play(story, tiny(story), draw)[2]
+
+
+def test_steps_against_torch_losses_and_who_moves(story):
+    torch.manual_seed(0)
+    generator, discriminator = story.Generator(8, (16,), False), story.Discriminator((16,))
+    real, latent = torch.rand(6, 1, 28, 28) * 2 - 1, torch.randn(6, 8)
+    with torch.no_grad():
+        real_logits, fake_logits = discriminator(real), discriminator(generator(latent))
+    ones, zeros = torch.ones(6), torch.zeros(6)
+    expected = (binary_cross_entropy_with_logits(real_logits, ones) + binary_cross_entropy_with_logits(fake_logits, zeros))
+    before = [{k: v.clone() for k, v in net.state_dict().items()} for net in (generator, discriminator)]
+    moved = lambda: [any(not torch.equal(v, old[k]) for k, v in net.state_dict().items())
+                     for net, old in zip((generator, discriminator), before)]
+
+    no_move = torch.optim.SGD(discriminator.parameters(), lr=0.0)
+    loss, on_real, on_fake = story.discriminator_step(generator, discriminator, no_move, real, latent, 0)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.stack([on_real, on_fake]), torch.stack([real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]))
+    assert moved() == [False, False]
+    loss = story.generator_step(generator, discriminator, torch.optim.SGD(generator.parameters(), lr=0.1), latent)
+    torch.testing.assert_close(loss, binary_cross_entropy_with_logits(fake_logits, ones))
+    assert moved() == [True, False]
+    assert all(parameter.requires_grad for parameter in discriminator.parameters())
+    generator.load_state_dict(before[0])
+    story.discriminator_step(generator, discriminator, torch.optim.SGD(discriminator.parameters(), lr=0.1), real, latent, 0)
+    assert moved() == [False, True]
+
+
+def test_r1_penalty_and_its_gradient_against_finite_differences(story):
+    torch.manual_seed(0)
+    discriminator = story.Discriminator((8,)).double()
+    discriminator.forward = lambda images: discriminator.layers(images).squeeze(1)  # without the cast to float32
+    real = torch.rand(2, 1, 28, 28, dtype=torch.float64)
+    base, slope, h = discriminator(real), torch.zeros(2, 784, dtype=torch.float64), 1e-6
+    for pixel in range(784):
+        moved = real.clone().view(2, -1)
+        moved[:, pixel] += h
+        slope[:, pixel] = (discriminator(moved.view_as(real)) - base).detach() / h
+    torch.testing.assert_close(story.r1_penalty(discriminator, real), slope.square().sum(1).mean(), rtol=1e-4, atol=1e-8)
+
+    weight = discriminator.layers[1].weight
+    gradient, = torch.autograd.grad(story.r1_penalty(discriminator, real), weight)
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight[0, 0] += sign * h
+        values.append(story.r1_penalty(discriminator, real).item())
+        with torch.no_grad():
+            weight[0, 0] -= sign * h
+    assert (values[0] - values[1]) / (2 * h) == pytest.approx(gradient[0, 0].item(), rel=1e-4)
+
+
+def test_penalty_is_added_with_half_its_weight(story):
+    torch.manual_seed(0)
+    generator, discriminator = story.Generator(8, (16,), False), story.Discriminator((16,))
+    real, latent = torch.rand(6, 1, 28, 28) * 2 - 1, torch.randn(6, 8)
+    weight = discriminator.layers[1].weight
+    gradients = []
+    for penalty_weight in (0, 3.0):
+        story.discriminator_step(generator, discriminator, torch.optim.SGD(discriminator.parameters(), lr=0.0), real, latent, penalty_weight)
+        gradients.append(weight.grad.clone())
+    penalty, = torch.autograd.grad(story.r1_penalty(discriminator, real), weight)
+    torch.testing.assert_close(gradients[1] - gradients[0], 1.5 * penalty, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_ema_against_the_recurrence(story, decay):
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = story.AveragedModel(model, multi_avg_fn=story.ema_update(decay))
+    expected = None
+    for n in range(40):
+        with torch.no_grad():
+            model.weight.fill_(n * 0.37 % 1)
+        average.update_parameters(model)
+        d = min(decay, (1 + n) / (10 + n))
+        expected = model.weight.item() if n == 0 else d * expected + (1 - d) * model.weight.item()
+    assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_averaging_the_average_is_the_generator(story):
+    kept = {}
+    averaged, _, _ = play(story, tiny(story, ema_decay=0.0), lambda state: kept.update(generator=state.generator))
+    for ours, theirs in zip(averaged.state_dict().values(), kept["generator"].state_dict().values()):
+        assert torch.equal(ours, theirs)
+
+
+def test_textbook_recipe_is_one_replace_away(story):
+    """Every ingredient off: the commonly copied recipe runs, and without decay the rate never falls."""
+    settings = tiny(story, r1_gamma=0.0, ema_decay=0.0, decay_from=1.0, learning_rate=2e-4, betas=(0.5, 0.999))
+    rates = []
+    play(story, settings, lambda state: rates.append([group["lr"] for group in state.g_optimizer.param_groups]))
+    assert rates == [[2e-4]] * 3
+
+
+def test_learning_rate_falls_to_zero(story):
+    rates = []
+    play(story, tiny(story, epochs=4), lambda state: rates.append(state.d_optimizer.param_groups[0]["lr"]))
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3, 0])
+
+
+@pytest.mark.parametrize("bad, value, allowed", [
+    ("batch_size", 201, "2 to 200"), ("batch_size", 1, "2 to 200"), ("batch_size", 32.0, "whole"),
+    ("latent_dim", 0, "1 to 1,024"), ("learning_rate", -1e-3, "numbers from"), ("learning_rate", float("nan"), "numbers from"),
+    ("betas", (0.5, 1.0), "0.9999"), ("epochs", 0, "1 to"), ("generator_widths", (), "1 to"),
+    ("discriminator_widths", (8, 0), "1 to"), ("r1_gamma", -1.0, "0.0 to"), ("r1_interval", 0, "1 to"),
+    ("ema_decay", 1.0, "0.99999"), ("decay_from", 1.5, "0.0 to 1.0"), ("train_images", 60_001, "60,000"),
+])
+def test_settings_that_cannot_work(story, bad, value, allowed):
+    with pytest.raises(ValueError, match=bad) as error:
+        tiny(story, **{bad: value})
+    assert allowed in str(error.value) and repr(value) in str(error.value)
+
+
+def test_infinite_loss_stops_within_50_steps_and_keeps_what_was_recorded(story):
+    settings, records = tiny(story, epochs=3, train_images=2_000, batch_size=8), []  # 250 steps an epoch
+
+    def poison(state):
+        records.append(state.record)
+        if state.epoch == 1:
+            with torch.no_grad():
+                state.discriminator.layers[1].bias[0] = float("nan")
+
+    with pytest.raises(FloatingPointError, match="steps 251 to 300"):
+        play(story, settings, poison)
+    assert len(records) == 2 and records[1]["epoch"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colab
+
+
+def colab_stub(folder):
+    (folder / "google" / "colab").mkdir(parents=True)
+    (folder / "google" / "colab" / "__init__.py").touch()
+    return folder
+
+
+def run_first_cell(cwd, python_path, home):
+    code = cell_sources()["colab"] + "\nimport sys; sys.path.insert(0, '')\nimport gan_helpers\nprint(os.getcwd())"
+    environment = {**os.environ, "PYTHONPATH": str(python_path), "HOME": str(home), "GIT_CONFIG_GLOBAL": str(home / ".gitconfig")}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_first_cell_fetches_the_repository_in_colab(tmp_path):
+    address = re.search(r'REPOSITORY = "([^"]+)"', cell_sources()["colab"])[1]
+    origin, home, work = tmp_path / "origin", tmp_path / "home", tmp_path / "content"
+    for folder in (origin, home, work):
+        folder.mkdir()
+    shutil.copy(ROOT / "gan_helpers.py", origin)
+    git = ["git", "-C", origin, "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    (home / ".gitconfig").write_text(f'[url "file://{origin}"]\n\tinsteadOf = {address}\n')
+    stub = colab_stub(tmp_path / "stub")
+    for _ in range(2):  # the second time, the clone is there already
+        run = run_first_cell(work, stub, home)
+        assert run.returncode == 0, run.stderr
+        assert Path(run.stdout.strip()) == work / "HandwrittenNumberGAN"
+
+
+def test_first_cell_does_nothing_elsewhere_and_installs_nothing(tmp_path):
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
+    home.mkdir()
+    run = run_first_cell(work, ROOT, home)  # no google.colab
+    assert run.returncode == 0 and list(work.iterdir()) == [] and Path(run.stdout.strip()) == work
+    shutil.copy(ROOT / "gan_helpers.py", work)
+    run = run_first_cell(work, colab_stub(tmp_path / "stub"), home)  # Colab, with the helper there
+    assert run.returncode == 0 and Path(run.stdout.strip()) == work
+    assert {path.name for path in work.iterdir()} <= {"gan_helpers.py", "__pycache__"}
+    assert "pip" not in cell_sources()["colab"]

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 
@@ -11,10 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # nbval starts the notebook's kernel with this environment.
 os.environ["GAN_QUICK"] = "1"
-os.environ["MPLBACKEND"] = "agg"
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 sys.path.insert(0, str(ROOT))
+matplotlib.use("agg")  # here only: in the kernel pictures go to the notebook
 
 # What the story defines, without what it runs: enough to train with the notebook's own networks, steps and loop.
 DEFINITIONS = ["imports", "device", "settings", "generator", "discriminator", "r1", "discriminator-step",

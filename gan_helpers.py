@@ -1,6 +1,6 @@
 """Plumbing for HandwrittenNumberGAN.ipynb: what a reader of the story would skip.
 
-Top to bottom: seeding and device, data, pictures, latent space, saving and exporting.
+Top to bottom: settings and device, data, progress, pictures, the judge, the scores, latent space, saving.
 Every function can be used alone in a fresh session; nothing here knows the notebook's classes.
 
 Images are float32 tensors of shape (N, 1, H, W) with pixels in [-1, 1] (-1 is black paper, 1 is white ink)
@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch.nn import functional
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import to_pil_image
@@ -444,6 +445,262 @@ def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, digits: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The judge
+
+JUDGE_FILE = DATA_FOLDER / "judge.pt"
+JUDGE_COMMAND = ('python -c "from gan_helpers import *; '
+                 'save_judge(train_judge(*load_mnist(train=True)), JUDGE_FILE)"')
+
+
+class Judge(torch.nn.Module):
+    """A small convolutional classifier of MNIST digits, whose 64 penultimate features measure likeness.
+
+    Images (N, 1, 28, 28) in [-1, 1] -> logits (N, 10). `features` gives the penultimate layer, (N, 64).
+    """
+
+    FEATURES = 64
+
+    def __init__(self):
+        super().__init__()
+
+        def block(inputs, outputs, stride):
+            convolution = torch.nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+            return [convolution, torch.nn.BatchNorm2d(outputs), torch.nn.ReLU()]
+
+        self.features = torch.nn.Sequential(
+            *block(1, 16, 1), *block(16, 32, 2), *block(32, 32, 1), *block(32, 64, 2), torch.nn.Flatten(),
+            torch.nn.Linear(64 * 7 * 7, self.FEATURES, bias=False), torch.nn.BatchNorm1d(self.FEATURES),
+            torch.nn.ReLU())
+        self.digits = torch.nn.Linear(self.FEATURES, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.digits(self.features(images))
+
+
+def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8, seed: int = 0) -> Judge:
+    """Train a judge: AdamW with a one-cycle rate, batches of 128, images shifted by up to 2 pixels.
+
+    Args:
+        images: (N, 1, 28, 28) in [-1, 1], on the device to train on; labels: (N,) in 0..9.
+
+    Returns:
+        the judge, in eval mode, on that device.
+    """
+    check_images(images)
+    seed_everything(seed)
+    torch.set_flush_denormal(True)
+    judge = Judge().to(images.device, memory_format=torch.channels_last)
+    batches = math.ceil(len(images) / 128)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
+    precision = choose_precision(images.device)
+    for _ in range(epochs):
+        for indices in shuffled_batches(torch.arange(len(images), device=images.device), 128):
+            down, right = torch.randint(0, 5, (2,)).tolist()
+            padded = functional.pad(images[indices], (2, 2, 2, 2), value=-1)
+            shifted = padded[:, :, down:down + 28, right:right + 28].contiguous(memory_format=torch.channels_last)
+            with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+                logits = judge(shifted)
+            optimizer.zero_grad()
+            functional.cross_entropy(logits.float(), labels[indices]).backward()
+            optimizer.step()
+            schedule.step()
+    return judge.eval()
+
+
+def save_judge(judge: Judge, path: Path | str) -> None:
+    """Save a judge's weights: tensors only, so that `weights_only=True` loads them."""
+    with write_beside(path) as beside:
+        torch.save({name: value.cpu().contiguous() for name, value in judge.state_dict().items()}, beside)
+
+
+def load_judge(path: Path | str = JUDGE_FILE) -> Judge:
+    """The judge with the weights stored at `path`, in eval mode, on the CPU.
+
+    Raises:
+        ValueError: the file is missing or damaged; the message gives the command that recreates it.
+    """
+    judge = Judge()
+    try:
+        judge.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise ValueError(f"'{path}' is missing or damaged ({error}). This recreates it: {JUDGE_COMMAND}") from error
+    return judge.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a judge sees in N images: features, float64 (N, 64), and probabilities of the ten digits, (N, 10)."""
+
+    features: torch.Tensor
+    probabilities: torch.Tensor
+
+    @property
+    def histogram(self) -> torch.Tensor:
+        """How many images read as each digit, int64 (10,)."""
+        return self.probabilities.argmax(dim=1).bincount(minlength=10)
+
+
+def read_images(judge: Judge, images: torch.Tensor) -> Reading:
+    """Let the judge read images (N, 1, 28, 28) in [-1, 1], in chunks, on the CPU."""
+    images = check_images(images)
+    if images.shape[2:] != (28, 28):
+        raise ValueError(f"images must have 28 x 28 pixels for the judge, not {tuple(images.shape[2:])}")
+    with torch.no_grad():
+        features = torch.cat([judge.features(chunk.contiguous(memory_format=torch.channels_last))
+                              for chunk in images.split(500)])
+        return Reading(features.double(), judge.digits(features).softmax(dim=1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The scores
+
+
+def _check_features(least: int, **named: torch.Tensor) -> None:
+    for name, features in named.items():
+        if features.ndim != 2 or len(features) < least:
+            raise ValueError(f"{name} has the shape {tuple(features.shape)}: this score needs a table of at least "
+                             f"{least} samples")
+        if not features.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity")
+
+
+def frechet_distance(real: torch.Tensor, fake: torch.Tensor) -> float:
+    """Fréchet distance between Gaussians fitted to two sets of features (Heusel et al., 2017).
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). The trace of the root is taken as that of the symmetric
+    (C1^(1/2) C2 C1^(1/2))^(1/2), which has the same eigenvalues and no complex part.
+
+    Args:
+        real, fake: (N, F) and (M, F), N and M greater than F.
+
+    Raises:
+        ValueError: fewer samples than that, or NaN.
+    """
+    _check_features(real.shape[-1] + 1, real=real, fake=fake)
+    real, fake = real.double(), fake.double()
+    covariance_real, covariance_fake = real.T.cov(), fake.T.cov()
+    values, vectors = torch.linalg.eigh(covariance_real)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    roots = torch.linalg.eigvalsh(root @ covariance_fake @ root).clamp(min=0).sqrt()
+    distance = (real.mean(dim=0) - fake.mean(dim=0)).square().sum() + covariance_real.trace() \
+        + covariance_fake.trace() - 2 * roots.sum()
+    return max(distance.item(), 0.0)
+
+
+def neighbour_radii(features: torch.Tensor, k: int = 5) -> torch.Tensor:
+    """Distance of each sample to its k-th nearest other sample: (N, F) -> (N,)."""
+    _check_features(k + 1, features=features)
+    return torch.cat([torch.cdist(chunk, features).topk(k + 1, largest=False).values[:, -1]
+                      for chunk in features.split(1000)])
+
+
+def precision_recall_coverage(real: torch.Tensor, fake: torch.Tensor, k: int = 5,
+                              real_radii: torch.Tensor | None = None) -> tuple[float, float, float]:
+    """How many fakes are like real samples, how much of the real variety is reached, and how much of it closely.
+
+    Precision: share of fakes within the k-th neighbour distance of some real sample. Recall: the same with the roles
+    exchanged (Kynkäänniemi et al., 2019). Coverage: share of real samples with a fake within their own k-th neighbour
+    distance (Naeem et al., 2020), which a few outliers among the fakes cannot raise.
+
+    Args:
+        real, fake: features (N, F) and (M, F).
+        real_radii: `neighbour_radii(real, k)`, where it is known already.
+    """
+    _check_features(k + 1, real=real, fake=fake)
+    real_radii = neighbour_radii(real, k) if real_radii is None else real_radii
+    fake_radii = neighbour_radii(fake, k)
+    fake_is_near, real_is_near, real_is_covered = [], torch.zeros(len(real), dtype=torch.bool), real_radii < 0
+    for chunk, radii in zip(fake.split(1000), fake_radii.split(1000)):
+        distances = torch.cdist(chunk, real)
+        inside = distances <= real_radii
+        fake_is_near.append(inside.any(dim=1))
+        real_is_covered |= inside.any(dim=0)
+        real_is_near |= (distances <= radii[:, None]).any(dim=0)
+    return tuple(share.double().mean().item() for share in (torch.cat(fake_is_near), real_is_near, real_is_covered))
+
+
+def kl_divergence(counts: torch.Tensor, real_counts: torch.Tensor) -> float:
+    """Kullback-Leibler divergence of one histogram from the real one, in nats; 0 where their shares are equal."""
+    share, real_share = counts.double() / counts.sum(), real_counts.double() / real_counts.sum()
+    return torch.special.xlogy(share, share / real_share).sum().item()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The real side of every score, computed once."""
+
+    judge: Judge
+    reading: Reading
+    radii: torch.Tensor
+
+
+def make_reference(images: torch.Tensor, judge: Judge | None = None) -> Reference:
+    """The real side of every score, from images (N, 1, 28, 28): the test set, or as many of it as are to be used."""
+    judge = judge or load_judge()
+    reading = read_images(judge, images)
+    return Reference(judge, reading, neighbour_radii(reading.features))
+
+
+def frechet_of_images(reference: Reference, images: torch.Tensor) -> float:
+    """The Fréchet distance alone, cheap enough to be taken during training. Fewer images give a larger distance."""
+    return frechet_distance(reference.reading.features, read_images(reference.judge, images).features)
+
+
+def score_images(reference: Reference, images: torch.Tensor) -> dict:
+    """All scores of images (N, 1, 28, 28) in [-1, 1] against the real ones of `reference`.
+
+    Returns:
+        frechet (0 is best), precision, recall, coverage, confident (shares in 0..1), kl (nats), histogram (10 counts),
+        samples (N). `confident` is the share that the judge reads with a probability over 0.95.
+    """
+    reading, real = read_images(reference.judge, images), reference.reading
+    frechet = frechet_distance(real.features, reading.features)
+    precision, recall, coverage = precision_recall_coverage(
+        real.features, reading.features, real_radii=reference.radii)
+    confident = (reading.probabilities.amax(dim=1) > 0.95).double().mean().item()
+    return dict(frechet=frechet, precision=precision, recall=recall, coverage=coverage, confident=confident,
+                kl=kl_divergence(reading.histogram, real.histogram), histogram=reading.histogram.tolist(),
+                samples=len(images))
+
+
+def nearest_images(images: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each image the nearest of `others`: L2 distances over the pixels, float32 (N,), and indices, int64 (N,)."""
+    images, others = check_images(images).flatten(1), check_images(others, "others").flatten(1)
+    squares = others.square().sum(dim=1)
+    found = [(squares - 2 * chunk @ others.T).argmin(dim=1) for chunk in images.split(500)]
+    indices = torch.cat(found)
+    return (images - others[indices]).norm(dim=1), indices
+
+
+SCORES = {"frechet": "Fréchet", "precision": "precision", "recall": "recall", "coverage": "coverage",
+          "confident": "confident", "kl": "KL (nats)"}
+
+
+def format_scoreboard(rows: dict[str, dict]) -> str:
+    """The scores of several rows (name = result of `score_images`) as a table of text."""
+    width = max(map(len, rows)) + 1
+    lines = [" " * width + "".join(f"{title:>11}" for title in SCORES.values())]
+    for name, row in rows.items():
+        lines.append(f"{name:{width}}" + "".join(f"{row[key]:11.3f}" for key in SCORES))
+    return "\n".join(lines)
+
+
+def plot_scoreboard(rows: dict[str, dict]) -> Figure:
+    """The same rows as pictures: Fréchet distance (logarithmic) and each row's histogram of digits."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.5 + 0.42 * len(rows)), layout="constrained")
+    names = list(rows)
+    left.barh(names, [rows[name]["frechet"] for name in names], color="#1f6fc4")
+    left.set(xscale="log", xlabel="Fréchet distance (lower is better)")
+    left.invert_yaxis()
+    shares = [[count / sum(rows[name]["histogram"]) for count in rows[name]["histogram"]] for name in names]
+    shown = right.imshow(shares, cmap="Blues", vmin=0, vmax=0.2, aspect="auto")
+    right.set(xticks=range(10), yticks=[], xlabel="share of each digit, as the judge reads it")
+    figure.colorbar(shown, ax=right, format=lambda share, _: f"{share:.0%}")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Latent space
 
 
@@ -515,6 +772,12 @@ def write_beside(path: Path | str) -> Iterator[Path]:
         os.replace(Path(folder) / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_json(values: object, path: Path | str) -> None:
+    """Write plain values as JSON."""
+    with write_beside(path) as beside:
+        beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int) -> None:

@@ -6,10 +6,21 @@ Trains the notebook's networks with its losses, penalty and EMA, at its batch si
 plain DataLoader + ToTensor + Normalize loop in float32, through the notebook's loop in float32, and through the
 notebook's loop at the precision it chooses here. Each run is a process of its own. Prints the median images a second of
 each, the ratios, the peak memory, and what fraction of this machine's matrix-multiply peak each reaches.
+
+    python tests/benchmark.py --quality
+
+Trains the notebook's recipe with three seeds, and for as many seconds the textbook recipe, through a plain DataLoader
+loop and through the notebook's loop. Prints their scores and the time each took to reach the textbook's final one.
+
+    python tests/benchmark.py --ablation 60
+
+Trains the notebook's recipe, and the same with one ingredient changed at a time, for 60 seconds each.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import resource
@@ -27,8 +38,8 @@ WARM_UP_BATCHES = 30
 def matmul_flops_per_image(latent_dim, generator_widths, discriminator_widths, r1_interval):
     """Floating-point operations of the matrix products that one training image costs, counted from the layer sizes.
 
-    A product of (n, a) with (a, b) costs 2 n a b. A linear layer has three: its output, the gradient of its weights, the
-    gradient of its input (which the first layer of a network that learns from its input does not need).
+    A product of (n, a) with (a, b) costs 2 n a b. A linear layer has three: its output, the gradient of its weights,
+    the gradient of its input (which the first layer of a network that learns from its input does not need).
     r1_interval 0 means no penalty.
     """
     products = lambda sizes: [2 * a * b for a, b in zip(sizes, sizes[1:])]
@@ -55,8 +66,8 @@ def matmul_peak(dtype):
     return best
 
 
-def plain_loop(story, settings, batches):
-    """What a reader would otherwise run; yields after every batch."""
+def plain_loop(story, settings):
+    """What a reader would otherwise run; yields the generator after every batch."""
     import torch
     from torch.nn.functional import softplus
     from torch.utils.data import DataLoader
@@ -82,10 +93,17 @@ def plain_loop(story, settings, batches):
             g_loss = softplus(-discriminator(generator(torch.randn(len(real), settings.latent_dim)))).mean()
             g_loss.backward()
             g_optimizer.step()
-            ema.update_parameters(generator)
+            if settings.ema_decay:
+                ema.update_parameters(generator)
             d_loss.item(), g_loss.item()
             step += 1
-            yield
+            yield generator
+
+
+def silent_train(story, *arguments):
+    """The notebook's loop without its progress line, which would run through the tables printed here."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return story.train(*arguments)
 
 
 def networks(story, settings):
@@ -103,7 +121,7 @@ def measure(variant, image_count):
     batches = image_count // settings.batch_size
     if variant == "plain":
         torch.set_flush_denormal(False)
-        loop = plain_loop(story, settings, batches)
+        loop = plain_loop(story, settings)
         for _ in range(WARM_UP_BATCHES):
             next(loop)
         start = time.perf_counter()
@@ -116,7 +134,7 @@ def measure(variant, image_count):
         for count in (WARM_UP_BATCHES, batches):
             count *= settings.batch_size
             one = dataclasses.replace(settings, epochs=1, train_images=count)
-            story.train(*networks(story, one), images[:count], one, lambda state: records.append(state.record))
+            silent_train(story, *networks(story, one), images[:count], one, lambda state: records.append(state.record))
         seconds = records[-1]["seconds"]
     flops = matmul_flops_per_image(settings.latent_dim, settings.generator_widths, settings.discriminator_widths,
                                    settings.r1_interval if settings.r1_gamma else 0)
@@ -127,13 +145,161 @@ def measure(variant, image_count):
                                      machine=story.helpers.describe_device(story.device, story.precision))))
 
 
+# What most tutorials copy.
+TEXTBOOK = dict(latent_dim=100, generator_widths=(128, 256, 512, 1024), discriminator_widths=(512, 256), batch_size=64,
+                learning_rate=2e-4, betas=(0.5, 0.999), decay_from=1.0, r1_gamma=0.0, ema_decay=0.0)
+ABLATION = {
+    "the notebook's recipe": {},
+    "no gradient penalty": dict(r1_gamma=0.0), "penalty at every step": dict(r1_interval=1),
+    "learning rate never falls": dict(decay_from=1.0), "Adam's beta1 0.5": dict(betas=(0.5, 0.99)),
+    "no BatchNorm in G": dict(generator_batch_norm=False), "G of 512-512": dict(generator_widths=(512, 512)),
+    "batches of 64": dict(batch_size=64),
+}
+
+
+class TimeIsUp(Exception):
+    pass
+
+
+class Watch:
+    """Scores a generator now and then, on a clock that stands still meanwhile."""
+
+    def __init__(self, story, reference, latent_dim):
+        import torch
+        self.helpers, self.reference, self.torch = story.helpers, reference, torch
+        self.latent = torch.randn(10_000, latent_dim, generator=torch.Generator().manual_seed(12345))
+        self.seconds, self.curve = 0.0, []
+
+    def look(self, generator):
+        random_state = self.torch.get_rng_state()
+        images = self.helpers.generate(generator, self.latent[:5000])
+        self.curve.append((self.seconds, self.helpers.frechet_of_images(self.reference, images)))
+        self.torch.set_rng_state(random_state)
+
+    def final(self, generator):
+        return self.helpers.score_images(self.reference, self.helpers.generate(generator, self.latent))
+
+    def reached(self, distance):
+        """Seconds until the curve was first at or below `distance`, or None."""
+        return next((seconds for seconds, value in self.curve if value <= distance), None)
+
+
+def timed_run(story, settings, images, reference, seconds=None, fit=False):
+    """Train through the notebook's loop; with `seconds`, stop then, or with `fit` choose epochs that take so long.
+
+    Returns (watch, scores of the average, scores of the generator itself).
+    """
+    import torch
+    if fit:
+        epoch_seconds = []
+        for _ in range(2):  # the first epoch of a process also warms up
+            torch.manual_seed(settings.seed)
+            one = dataclasses.replace(settings, epochs=1)
+            silent_train(story, *networks(story, one), images, one,
+                        lambda state: state.record and epoch_seconds.append(state.record["seconds"]))
+        settings = dataclasses.replace(settings, epochs=max(1, round(seconds / epoch_seconds[-1])))
+    watch, kept = Watch(story, reference, settings.latent_dim), {}
+
+    def after_epoch(state):
+        kept.update(average=state.ema.module, itself=state.generator)
+        if state.record:
+            watch.seconds += state.record["seconds"]
+            watch.look(state.ema)
+            if seconds and not fit and watch.seconds >= seconds:
+                raise TimeIsUp
+
+    torch.manual_seed(settings.seed)
+    try:
+        silent_train(story, *networks(story, settings), images, settings, after_epoch)
+    except TimeIsUp:
+        pass
+    return watch, watch.final(kept["average"]), watch.final(kept["itself"])
+
+
+def plain_run(story, settings, reference, seconds):
+    """Train through the plain loop for so many seconds; returns (watch, scores)."""
+    import torch
+    torch.manual_seed(settings.seed)
+    watch = Watch(story, reference, settings.latent_dim)
+    loop, batches = plain_loop(story, settings), 60_000 // settings.batch_size
+    while watch.seconds < seconds:
+        start = time.perf_counter()
+        for _ in range(batches):
+            generator = next(loop)
+            if watch.seconds + time.perf_counter() - start >= seconds:
+                break
+        watch.seconds += time.perf_counter() - start
+        watch.look(generator)
+    return watch, watch.final(generator)
+
+
+COLUMNS = "| Fréchet | precision | recall | coverage | confident | KL |"
+
+
+def cells(scores):
+    return (f"| {scores['frechet']:.2f} | {scores['precision']:.3f} | {scores['recall']:.3f} | "
+            f"{scores['coverage']:.3f} | {scores['confident']:.1%} | {scores['kl']:.4f} |")
+
+
+def prepare():
+    from conftest import notebook_code
+    with contextlib.redirect_stdout(io.StringIO()):
+        story = argparse.Namespace(**notebook_code())
+    images, _ = story.helpers.load_mnist(train=True)
+    reference = story.helpers.make_reference(story.helpers.load_mnist(train=False)[0])
+    print(story.helpers.describe_device(story.device, story.precision), flush=True)
+    return story, images, reference
+
+
+def quality():
+    story, images, reference = prepare()
+    ours = []
+    print(f"\n| recipe and loop | training {COLUMNS}\n|---|---|---|---|---|---|---|---|", flush=True)
+    for seed in range(3):
+        watch, average, itself = timed_run(story, story.Settings(seed=seed), images, reference)
+        ours.append((watch, average))
+        print(f"| this notebook, seed {seed} | {watch.seconds:.0f} s {cells(average)}", flush=True)
+        print(f"| the same without the average of weights | {watch.seconds:.0f} s {cells(itself)}", flush=True)
+        if seed == 0:
+            textbook = story.Settings(**TEXTBOOK, epochs=10_000)
+            plain, plain_scores = plain_run(story, textbook, reference, watch.seconds)
+            print(f"| textbook, plain DataLoader loop | {plain.seconds:.0f} s {cells(plain_scores)}", flush=True)
+            fast, fast_scores, _ = timed_run(story, textbook, images, reference, watch.seconds)
+            print(f"| textbook, this notebook's loop | {fast.seconds:.0f} s {cells(fast_scores)}", flush=True)
+    from statistics import median
+    middle = median(average["frechet"] for _, average in ours)
+    print(f"\nFréchet, median of the seeds: 1/{plain_scores['frechet'] / middle:.1f} of the textbook's through the plain "
+          f"loop, 1/{fast_scores['frechet'] / middle:.1f} of the textbook's through the notebook's loop")
+    for name, target in [("plain loop", plain.curve[-1][1]), ("notebook's loop", fast.curve[-1][1])]:
+        times = {"this notebook": ours[0][0], "textbook, this notebook's loop": fast, "textbook, plain loop": plain}
+        reached = {who: watch.reached(target) for who, watch in times.items()}
+        print(f"Seconds to the textbook's final distance through the {name} ({target:.2f} on 5,000 samples): "
+              + ", ".join(f"{who} {seconds:.0f}" if seconds else f"{who} not in time" for who, seconds in reached.items()))
+
+
+def ablation(seconds):
+    story, images, reference = prepare()
+    print(f"\n| change, {seconds} s of training each {COLUMNS}\n|---|---|---|---|---|---|---|", flush=True)
+    for name, changes in ABLATION.items():
+        _, average, itself = timed_run(story, story.Settings(**changes), images, reference, seconds, fit=True)
+        print(f"| {name} {cells(average)}", flush=True)
+        if not changes:
+            print(f"| no average of weights {cells(itself)}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=25_600, help="images per run")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quality", action="store_true")
+    parser.add_argument("--ablation", type=float, metavar="SECONDS")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["GAN_DEVICE"] = "cpu"
+    if options.quality:
+        return quality()
+    if options.ablation:
+        return ablation(options.ablation)
     if options.variant:
         return measure(options.variant, options.images)
     names = {"plain": "plain DataLoader loop, float32", "float32": "this notebook's loop, float32",

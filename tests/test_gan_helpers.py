@@ -3,8 +3,6 @@
 import ast
 import gzip
 import hashlib
-import itertools
-import os
 import shutil
 import struct
 import subprocess
@@ -65,8 +63,8 @@ def test_helper_imports_only_what_the_design_allows_and_stays_small():
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
             if not getattr(node, "name", "").startswith("_") and isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                parents_public = ast.get_docstring(node) or node.name in ("display", "__call__")
-                assert parents_public, f"{node.name} has no docstring"
+                explained = ast.get_docstring(node) or node.name in ("display", "forward", "block")
+                assert explained, f"{node.name} has no docstring"
             first = node.body[0]
             if ast.get_docstring(node):
                 docstrings.update(range(first.lineno, first.end_lineno + 1))

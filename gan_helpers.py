@@ -667,9 +667,8 @@ def score_images(reference: Reference, images: torch.Tensor) -> dict:
 def nearest_images(images: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each image the nearest of `others`: L2 distances over the pixels, float32 (N,), and indices, int64 (N,)."""
     images, others = check_images(images).flatten(1), check_images(others, "others").flatten(1)
-    squares = others.square().sum(dim=1)
-    found = [(squares - 2 * chunk @ others.T).argmin(dim=1) for chunk in images.split(500)]
-    indices = torch.cat(found)
+    squares = others.square().sum(dim=1)  # |a - b|^2 is smallest where |b|^2 - 2 a.b is
+    indices = torch.cat([torch.addmm(squares, chunk, others.T, alpha=-2).argmin(dim=1) for chunk in images.split(500)])
     return (images - others[indices]).norm(dim=1), indices
 
 

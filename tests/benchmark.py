@@ -5,7 +5,8 @@
 Trains the notebook's networks with its losses, penalty and EMA, at its batch size, three ways in alternation: through a
 plain DataLoader + ToTensor + Normalize loop in float32, through the notebook's loop in float32, and through the
 notebook's loop at the precision it chooses here. Each run is a process of its own. Prints the median images a second of
-each, the ratios, the peak memory, and what fraction of this machine's matrix-multiply peak each reaches.
+each, the ratios, the peak memory, and what fraction of this machine's matrix-multiply peak each reaches; then what
+the scores cost.
 
     python tests/benchmark.py --quality
 
@@ -111,8 +112,29 @@ def networks(story, settings):
             story.Discriminator(settings.discriminator_widths))
 
 
+def peak_memory():
+    """The most resident memory that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure_scores():
+    """One row of the scoreboard, and the search for nearest training images, on 10,000 images each."""
+    import gan_helpers as helpers
+    test_images, images = helpers.load_mnist(train=False)[0], helpers.load_mnist(train=True)[0]
+    reference = helpers.make_reference(test_images)
+    start = time.perf_counter()
+    helpers.score_images(reference, images[:10_000])
+    row = time.perf_counter() - start
+    helpers.nearest_images(test_images, images)
+    nearest = time.perf_counter() - start - row
+    print(f"\nScores of 10,000 images: {row:.1f} s for the scoreboard's row, {nearest:.1f} s for the nearest training "
+          f"images, peak memory {peak_memory() / 1e6:,.0f} MB")
+
+
 def measure(variant, image_count):
     """One run in this process: a warm-up, then about `image_count` images."""
+    if variant == "scores":
+        return measure_scores()
     import torch
     from conftest import notebook_code
     story = argparse.Namespace(**notebook_code())
@@ -140,7 +162,7 @@ def measure(variant, image_count):
                                    settings.r1_interval if settings.r1_gamma else 0)
     speed = batches * settings.batch_size / seconds
     dtype = torch.float32 if variant == "plain" else story.precision
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    memory = peak_memory()
     print("RESULT" + json.dumps(dict(speed=speed, memory=memory, peak_share=speed * flops / matmul_peak(dtype),
                                      machine=story.helpers.describe_device(story.device, story.precision))))
 
@@ -268,13 +290,14 @@ def quality():
             print(f"| textbook, this notebook's loop | {fast.seconds:.0f} s {cells(fast_scores)}", flush=True)
     from statistics import median
     middle = median(average["frechet"] for _, average in ours)
-    print(f"\nFréchet, median of the seeds: 1/{plain_scores['frechet'] / middle:.1f} of the textbook's through the plain "
-          f"loop, 1/{fast_scores['frechet'] / middle:.1f} of the textbook's through the notebook's loop")
+    print(f"\nFréchet, median of the seeds: 1/{plain_scores['frechet'] / middle:.1f} of the textbook's through the "
+          f"plain loop, 1/{fast_scores['frechet'] / middle:.1f} of the textbook's through the notebook's loop")
     for name, target in [("plain loop", plain.curve[-1][1]), ("notebook's loop", fast.curve[-1][1])]:
         times = {"this notebook": ours[0][0], "textbook, this notebook's loop": fast, "textbook, plain loop": plain}
         reached = {who: watch.reached(target) for who, watch in times.items()}
         print(f"Seconds to the textbook's final distance through the {name} ({target:.2f} on 5,000 samples): "
-              + ", ".join(f"{who} {seconds:.0f}" if seconds else f"{who} not in time" for who, seconds in reached.items()))
+              + ", ".join(f"{who} {seconds:.0f}" if seconds else f"{who} not in time"
+                          for who, seconds in reached.items()))
 
 
 def ablation(seconds):
@@ -323,6 +346,7 @@ def main():
         speed = middle(variant, "speed")
         print(f"| {name:38} | {speed:,.0f} | {speed / middle('plain', 'speed'):.1f}x | "
               f"{middle(variant, 'memory') / 1e6:,.0f} MB | {middle(variant, 'peak_share'):.0%} |")
+    subprocess.run([sys.executable, __file__, "--variant", "scores"], check=True)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch.nn import functional
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import center_crop, to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -42,25 +41,24 @@ DATA_FOLDER = Path(__file__).resolve().parent / "data"
 
 
 def check_settings(settings: object, **ranges: tuple[float, float]) -> None:
-    """Check numbers in a dataclass against the closed range each may have.
+    """Check numbers in a dataclass against the closed range each may have, and its name.
 
     Args:
-        settings: a dataclass instance whose fields are numbers, or tuples of numbers.
+        settings: a dataclass instance whose fields are numbers, or tuples of numbers; and `name`, which begins file
+            names and so is one word of letters, digits and underscores.
         ranges: field name = (lowest, highest); a tuple's entries must each lie in the range. A range of two
             integers admits only integers.
 
     Raises:
         ValueError: names the field, its value and the allowed range.
     """
+    if not (isinstance(settings.name, str) and settings.name.isidentifier()):
+        raise ValueError(f"name = {settings.name!r} cannot work: name takes one word of letters, digits and _")
     for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
+        value, whole = getattr(settings, name), isinstance(low, int) and isinstance(high, int)
         entries = value if isinstance(value, (tuple, list)) else (value,)
-        whole = isinstance(low, int) and isinstance(high, int)
-        kinds = (int,) if whole else (int, float)
-        good = len(entries) > 0 and all(
-            isinstance(entry, kinds) and not isinstance(entry, bool) and low <= entry <= high for entry in entries
-        )
-        if not good:
+        good = [type(entry) in ((int,) if whole else (int, float)) and low <= entry <= high for entry in entries]
+        if not good or not all(good):
             kind = "whole numbers" if whole else "numbers"
             raise ValueError(f"{name} = {value!r} cannot work: {name} takes {kind} from {low:,} to {high:,}")
 
@@ -106,11 +104,11 @@ def choose_precision(device: torch.device, name: str | None = None) -> torch.dty
     Raises:
         ValueError: the name is neither 'float32' nor 'bfloat16'.
     """
-    name = name or os.environ.get("GAN_PRECISION")
+    name = (name or os.environ.get("GAN_PRECISION") or "").strip().lower()
+    if name and name not in PRECISIONS:
+        raise ValueError(f"GAN_PRECISION = {name!r} is unknown; there are: {', '.join(PRECISIONS)}")
     if name:
-        if name.strip().lower() not in PRECISIONS:
-            raise ValueError(f"GAN_PRECISION = {name!r} is unknown; there are: {', '.join(PRECISIONS)}")
-        return PRECISIONS[name.strip().lower()]
+        return PRECISIONS[name]
     has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
 
@@ -238,8 +236,7 @@ def progress_line(total: int) -> tqdm:
     shell = ipython.get_ipython() if ipython else None
     if getattr(shell, "kernel", None) is None:
         return tqdm(total=total, unit="step", file=sys.stdout, mininterval=0.5, dynamic_ncols=True)
-    return _DisplayLine(total=total, unit="step", file=io.StringIO(), mininterval=0.5, ncols=110,
-                        ascii=False)
+    return _DisplayLine(total=total, unit="step", file=io.StringIO(), mininterval=0.5, ncols=110, ascii=False)
 
 
 class _DisplayLine(tqdm):
@@ -316,7 +313,7 @@ def _few_greys(grid):
     return grid.point([round(round(grey * 11 / 255) * 255 / 11) for grey in range(256)])
 
 
-def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Sequence[object] = ()) -> Figure:
+def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Sequence[object] = ()) -> plt.Figure:
     """A grid of images under one title, pixel for pixel and in 12 greys: small enough to stand in a column of many.
 
     Args:
@@ -338,7 +335,7 @@ def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Seque
     return figure
 
 
-def plot_grids(named: dict[str, torch.Tensor], columns: int) -> Figure:
+def plot_grids(named: dict[str, torch.Tensor], columns: int) -> plt.Figure:
     """Several grids of images side by side, each under its name, all on one scale of grey.
 
     Args:
@@ -353,7 +350,7 @@ def plot_grids(named: dict[str, torch.Tensor], columns: int) -> Figure:
     return figure
 
 
-def plot_history(history: Sequence[dict], series: dict[str, str], ylabel: str, level: tuple[float, str]) -> Figure:
+def plot_history(history: Sequence[dict], series: dict[str, str], ylabel: str, level: tuple[float, str]) -> plt.Figure:
     """Curves of some of the numbers that were recorded once an epoch.
 
     Args:
@@ -377,7 +374,7 @@ def plot_history(history: Sequence[dict], series: dict[str, str], ylabel: str, l
     return figure
 
 
-def plot_filmstrip(snapshots: Sequence[torch.Tensor], epochs: Sequence[int], digits: int = 16) -> Figure:
+def plot_filmstrip(snapshots: Sequence[torch.Tensor], epochs: Sequence[int], digits: int = 16) -> plt.Figure:
     """The same latent vectors at chosen epochs, one row an epoch.
 
     Args:
@@ -403,9 +400,8 @@ def plot_filmstrip(snapshots: Sequence[torch.Tensor], epochs: Sequence[int], dig
 def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int = 2) -> None:
     """Save images (N, 1, H, W) in [-1, 1] as one greyscale PNG, each pixel `scale` pixels wide."""
     grid = _grid_image(images, columns)
-    repeated = np.asarray(grid).repeat(scale, axis=0).repeat(scale, axis=1)
     with write_beside(path) as beside:
-        to_pil_image(repeated).save(beside)
+        grid.resize((grid.width * scale, grid.height * scale), resample=0).save(beside)  # 0: nearest pixel
 
 
 def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, digits: int = 32, columns: int = 8,
@@ -437,10 +433,7 @@ def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, digits: 
     options = dict(save_all=True, append_images=frames[1:], duration=durations, loop=0)
     frames[0].save(film, format="PNG", **options)
     with write_beside(path) as beside:
-        if path.suffix == ".png":
-            beside.write_bytes(film.getvalue())
-        else:
-            frames[0].save(beside, format="GIF", **options)
+        frames[0].save(beside, **options)  # the ending tells the format
     return film.getvalue()
 
 
@@ -490,9 +483,8 @@ def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8, see
     seed_everything(seed)
     torch.set_flush_denormal(True)
     judge = Judge().to(images.device, memory_format=torch.channels_last)
-    batches = math.ceil(len(images) / 128)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * math.ceil(len(images) / 128))
     precision = choose_precision(images.device)
     for _ in range(epochs):
         for indices in shuffled_batches(torch.arange(len(images), device=images.device), 128):
@@ -542,10 +534,15 @@ class Reading:
 
 
 def read_images(judge: Judge, images: torch.Tensor) -> Reading:
-    """Let the judge read images (N, 1, 28, 28) in [-1, 1], in chunks, on the CPU."""
+    """Let the judge read images in [-1, 1], in chunks, on the CPU.
+
+    Args:
+        images: (N, 1, 28, 28), or larger, of which the judge sees the central 28 x 28.
+    """
     images = check_images(images)
-    if images.shape[2:] != (28, 28):
-        raise ValueError(f"images must have 28 x 28 pixels for the judge, not {tuple(images.shape[2:])}")
+    if min(images.shape[2:]) < 28:
+        raise ValueError(f"images must have at least 28 x 28 pixels for the judge, not {tuple(images.shape[2:])}")
+    images = center_crop(images, 28)
     with torch.no_grad():
         features = torch.cat([judge.features(chunk.contiguous(memory_format=torch.channels_last))
                               for chunk in images.split(500)])
@@ -648,7 +645,7 @@ def frechet_of_images(reference: Reference, images: torch.Tensor) -> float:
 
 
 def score_images(reference: Reference, images: torch.Tensor) -> dict:
-    """All scores of images (N, 1, 28, 28) in [-1, 1] against the real ones of `reference`.
+    """All scores of images in [-1, 1], read as by `read_images`, against the real ones of `reference`.
 
     Returns:
         frechet (0 is best), precision, recall, coverage, confident (shares in 0..1), kl (nats), histogram (10 counts),
@@ -656,8 +653,7 @@ def score_images(reference: Reference, images: torch.Tensor) -> dict:
     """
     reading, real = read_images(reference.judge, images), reference.reading
     frechet = frechet_distance(real.features, reading.features)
-    precision, recall, coverage = precision_recall_coverage(
-        real.features, reading.features, real_radii=reference.radii)
+    precision, recall, coverage = precision_recall_coverage(real.features, reading.features, real_radii=reference.radii)
     confident = (reading.probabilities.amax(dim=1) > 0.95).double().mean().item()
     return dict(frechet=frechet, precision=precision, recall=recall, coverage=coverage, confident=confident,
                 kl=kl_divergence(reading.histogram, real.histogram), histogram=reading.histogram.tolist(),
@@ -679,20 +675,17 @@ SCORES = {"frechet": "Fréchet", "precision": "precision", "recall": "recall", "
 def format_scoreboard(rows: dict[str, dict]) -> str:
     """The scores of several rows (name = result of `score_images`) as a table of text."""
     width = max(map(len, rows)) + 1
-    lines = [" " * width + "".join(f"{title:>11}" for title in SCORES.values())]
-    for name, row in rows.items():
-        lines.append(f"{name:{width}}" + "".join(f"{row[key]:11.3f}" for key in SCORES))
-    return "\n".join(lines)
+    lines = [f"{name:{width}}" + "".join(f"{row[key]:11.3f}" for key in SCORES) for name, row in rows.items()]
+    return "\n".join([" " * width + "".join(f"{title:>11}" for title in SCORES.values()), *lines])
 
 
-def plot_scoreboard(rows: dict[str, dict]) -> Figure:
+def plot_scoreboard(rows: dict[str, dict]) -> plt.Figure:
     """The same rows as pictures: Fréchet distance (logarithmic) and each row's histogram of digits."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.5 + 0.42 * len(rows)), layout="constrained")
-    names = list(rows)
-    left.barh(names, [rows[name]["frechet"] for name in names], color="#1f6fc4")
+    left.barh(list(rows), [row["frechet"] for row in rows.values()], color="#1f6fc4")
     left.set(xscale="log", xlabel="Fréchet distance (lower is better)")
     left.invert_yaxis()
-    shares = [[count / sum(rows[name]["histogram"]) for count in rows[name]["histogram"]] for name in names]
+    shares = [[count / sum(row["histogram"]) for count in row["histogram"]] for row in rows.values()]
     shown = right.imshow(shares, cmap="Blues", vmin=0, vmax=0.2, aspect="auto")
     right.set(xticks=range(10), yticks=[], xlabel="share of each digit, as the judge reads it")
     figure.colorbar(shown, ax=right, format=lambda share, _: f"{share:.0%}")
@@ -701,6 +694,37 @@ def plot_scoreboard(rows: dict[str, dict]) -> Figure:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Latent space
+
+
+def slerp(start: torch.Tensor, end: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:
+    """Spherical interpolation (Shoemake, 1985): turn from one vector to another at an even pace.
+
+    The direction moves along the great circle between the two, the length linearly from one length to the other, so
+    that between vectors of equal length the length is kept. Equal directions give linear interpolation; between
+    opposite ones, which many great circles join, one fixed circle is taken.
+
+    Args:
+        start, end: (..., latent size), of the same shape, none of them all zeros.
+        share: 0 is `start`, 1 is `end`; a number, or a tensor that broadcasts against (..., 1).
+
+    Returns:
+        the vector or vectors in between.
+
+    Raises:
+        ValueError: the shapes differ, or a vector has the length zero and so no direction.
+    """
+    if start.shape != end.shape or start.ndim == 0:
+        raise ValueError(f"start and end must have one shape, not {tuple(start.shape)} and {tuple(end.shape)}")
+    start_norm, end_norm = start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True)
+    if not (start_norm.all() and end_norm.all()):
+        raise ValueError("start and end must not be zero: a vector of length 0 has no direction")
+    a, b = start / start_norm, end / end_norm
+    angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
+    turn = b - (a * b).sum(dim=-1, keepdim=True) * a  # at right angles to a, towards b
+    axis = functional.one_hot(a.abs().argmin(dim=-1), a.shape[-1]).to(a)  # any other way, where b gives none
+    turn = torch.where(turn.norm(dim=-1, keepdim=True) > 1e-6, turn, axis - (a * axis).sum(dim=-1, keepdim=True) * a)
+    direction = torch.cos(share * angle) * a + torch.sin(share * angle) * functional.normalize(turn, dim=-1)
+    return (start_norm + share * (end_norm - start_norm)) * direction
 
 
 def generate(generator: Callable[[torch.Tensor], torch.Tensor], latent: torch.Tensor,
@@ -721,8 +745,8 @@ def generate(generator: Callable[[torch.Tensor], torch.Tensor], latent: torch.Te
     if latent.ndim != 2 or latent.numel() == 0 or not latent.isfinite().all():
         raise ValueError(f"latent must be finite and of shape (N, latent size), N at least 1, not "
                          f"{tuple(latent.shape)}" + (" with NaN or infinity" if latent.numel() else ""))
-    is_module = isinstance(generator, torch.nn.Module)
-    modes = [(module, module.training) for module in generator.modules()] if is_module else []
+    modules = generator.modules() if isinstance(generator, torch.nn.Module) else []
+    modes = [(module, module.training) for module in modules]
     try:
         for module, _ in modes:
             module.training = False
@@ -743,8 +767,7 @@ def output_folder(quick: bool) -> Path:
     Raises:
         OSError: the folder cannot be made or written; the message names it and the variable.
     """
-    folder = Path(os.environ.get("GAN_OUTPUT") or "output")
-    folder = folder / "quick" if quick else folder
+    folder = Path(os.environ.get("GAN_OUTPUT") or "output") / ("quick" if quick else "")
     if not _is_writable(folder):
         raise OSError(f"output = '{folder}' cannot be written: set the variable GAN_OUTPUT to a folder that can")
     return folder
@@ -757,18 +780,18 @@ def write_beside(path: Path | str) -> Iterator[Path]:
     At no moment is there a half-written file under the final name, and on an error an older file stays as it was.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, or `path` is a folder; the message names `path`.
+        OSError: the folder does not exist, cannot be written or is full, or `path` is a folder; the message names it.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"'{path}' is a folder; give the name of a file")
+    folder = ""
     try:
         folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise OSError(f"'{path}' cannot be written: {error}") from error
-    try:
         yield Path(folder) / path.name
         os.replace(Path(folder) / path.name, path)
+    except (OSError, RuntimeError) as error:  # the latter is what torch raises when the disk is full
+        raise OSError(f"'{path}' cannot be written, and is as it was: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -777,6 +800,75 @@ def save_json(values: object, path: Path | str) -> None:
     """Write plain values as JSON."""
     with write_beside(path) as beside:
         beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def save_checkpoint(state: object, path: Path | str) -> None:
+    """Write a training state, and torch's random states, so that `load_checkpoint` can go on from it bit for bit.
+
+    Args:
+        state: any object whose attributes are a dataclass `settings`, things with a `state_dict`, tensors, and plain
+            values.
+    """
+    parts = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in vars(state).items()}
+    random_states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    with write_beside(path) as beside:
+        torch.save({**parts, "settings": dataclasses.asdict(state.settings), "random": random_states}, beside)
+
+
+def load_checkpoint(state: object, path: Path | str) -> None:
+    """Put a freshly made training state, and torch's random states, to where `save_checkpoint` wrote them.
+
+    Raises:
+        ValueError: the file is damaged or holds more than tensors and plain values, or it is of other settings or
+            another architecture; the message names the difference, and the state is as it was.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        settings, modules = saved["settings"], {n: p for n, p in vars(state).items() if isinstance(p, torch.nn.Module)}
+        shapes = {name: {key: value.shape for key, value in saved[name].items()} for name in modules}
+        random_states = saved.pop("random")
+    except Exception as error:
+        raise ValueError(f"'{path}' is no whole checkpoint ({error}): delete or rename it, and train afresh") from error
+    advice = "rename the file, or train afresh with RESUME = False, which keeps it as *.previous.pt"
+    now = dataclasses.asdict(state.settings)
+    for name in sorted(now.keys() | settings.keys()):
+        if now.get(name) != settings.get(name):
+            raise ValueError(f"'{path}' was made with {name} = {settings.get(name)!r}, and {name} is now "
+                             f"{now.get(name)!r}: set it back, or {advice}")
+    for name, module in modules.items():
+        if shapes[name] != {key: value.shape for key, value in module.state_dict().items()}:
+            raise ValueError(f"'{path}' holds another architecture: the weights of its {name} have other names or "
+                             f"shapes than the ones here: {advice}")
+    for name, part in vars(state).items():
+        if hasattr(part, "load_state_dict"):
+            part.load_state_dict(saved[name])
+        elif name != "settings":
+            setattr(state, name, saved[name].to(part.device) if isinstance(part, torch.Tensor) else saved[name])
+    torch.set_rng_state(random_states[0])
+    torch.cuda.set_rng_state_all(random_states[1:1 + torch.cuda.device_count()])
+
+
+def resume(state: object, path: Path | str, wanted: bool) -> bool:
+    """At the start of a run: go on from the checkpoint at `path` if `wanted`, else move it out of the way; say which.
+
+    Returns:
+        whether the state has been loaded. A checkpoint that is not wanted is renamed to end in .previous.pt.
+
+    Raises:
+        ValueError: as `load_checkpoint`.
+    """
+    path = Path(path)
+    found = path.exists()
+    if wanted and found:
+        load_checkpoint(state, path)
+        ended = ": training had ended, so nothing is trained now" if state.epoch == state.settings.epochs else ""
+        print(f"RESUME: {path.name} goes on after epoch {state.epoch} of {state.settings.epochs}{ended}")
+    elif found:
+        previous = path.replace(path.with_suffix(".previous.pt"))
+        print(f"A fresh run. The last run's checkpoint is kept as {previous.name}")
+    elif wanted:
+        print(f"RESUME: there is no {path.name}, so this is a fresh run")
+    return wanted and found
 
 
 def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int) -> None:

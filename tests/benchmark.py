@@ -13,6 +13,10 @@ the scores cost.
 Trains the notebook's recipe with three seeds, and for as many seconds the textbook recipe, through a plain DataLoader
 loop and through the notebook's loop. Prints their scores and the time each took to reach the textbook's final one.
 
+    python tests/benchmark.py --dcgan
+
+Trains the DCGAN for as long as the perceptron takes, and both for twice as long.
+
     python tests/benchmark.py --ablation 60
 
 Trains the notebook's recipe, and the same with one ingredient changed at a time, for 60 seconds each.
@@ -108,6 +112,11 @@ def silent_train(story, *arguments):
 
 
 def networks(story, settings):
+    import torch
+    if settings.name == "dcgan":
+        players = (story.ConvGenerator(settings.latent_dim, settings.generator_widths),
+                   story.ConvDiscriminator(settings.discriminator_widths))
+        return [player.apply(story.init_weights).to(memory_format=torch.channels_last) for player in players]
     return (story.Generator(settings.latent_dim, settings.generator_widths, settings.generator_batch_norm),
             story.Discriminator(settings.discriminator_widths))
 
@@ -156,7 +165,7 @@ def measure(variant, image_count):
         for count in (WARM_UP_BATCHES, batches):
             count *= settings.batch_size
             one = dataclasses.replace(settings, epochs=1, train_images=count)
-            silent_train(story, *networks(story, one), images[:count], one, lambda state: records.append(state.record))
+            silent_train(story, *networks(story, one), images[:count], one, lambda state: records.extend(state.history))
         seconds = records[-1]["seconds"]
     flops = matmul_flops_per_image(settings.latent_dim, settings.generator_widths, settings.discriminator_widths,
                                    settings.r1_interval if settings.r1_gamma else 0)
@@ -218,14 +227,14 @@ def timed_run(story, settings, images, reference, seconds=None, fit=False):
             torch.manual_seed(settings.seed)
             one = dataclasses.replace(settings, epochs=1)
             silent_train(story, *networks(story, one), images, one,
-                        lambda state: state.record and epoch_seconds.append(state.record["seconds"]))
+                        lambda state: epoch_seconds.extend(record["seconds"] for record in state.history))
         settings = dataclasses.replace(settings, epochs=max(1, round(seconds / epoch_seconds[-1])))
     watch, kept = Watch(story, reference, settings.latent_dim), {}
 
     def after_epoch(state):
         kept.update(average=state.ema.module, itself=state.generator)
-        if state.record:
-            watch.seconds += state.record["seconds"]
+        if state.history:
+            watch.seconds += state.history[-1]["seconds"]
             watch.look(state.ema)
             if seconds and not fit and watch.seconds >= seconds:
                 raise TimeIsUp
@@ -264,9 +273,12 @@ def cells(scores):
 
 
 def prepare():
-    from conftest import notebook_code
+    from conftest import DEFINITIONS, cell_sources, notebook_code
     with contextlib.redirect_stdout(io.StringIO()):
-        story = argparse.Namespace(**notebook_code())
+        names = notebook_code([*DEFINITIONS, "conv-generator", "conv-discriminator"])
+        names.update(QUICK=False, settings=names["Settings"]())
+        exec(cell_sources()["conv-init"], names)
+    story = argparse.Namespace(**names)
     images, _ = story.helpers.load_mnist(train=True)
     reference = story.helpers.make_reference(story.helpers.load_mnist(train=False)[0])
     print(story.helpers.describe_device(story.device, story.precision), flush=True)
@@ -300,6 +312,21 @@ def quality():
                           for who, seconds in reached.items()))
 
 
+def dcgan():
+    import torch
+    story, images, reference = prepare()
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), value=-1)
+    print(f"\n| networks | epochs | training {COLUMNS}\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    perceptron = story.Settings()
+    watch, average, _ = timed_run(story, perceptron, images, reference)
+    print(f"| perceptron | {perceptron.epochs} | {watch.seconds:.0f} s {cells(average)}", flush=True)
+    seconds = watch.seconds
+    for name, settings, data, factor in [("DCGAN", story.dcgan_settings, padded, 1),
+                                         ("perceptron", perceptron, images, 2), ("DCGAN", story.dcgan_settings, padded, 2)]:
+        watch, average, _ = timed_run(story, settings, data, reference, factor * seconds, fit=True)
+        print(f"| {name} | {len(watch.curve)} | {watch.seconds:.0f} s {cells(average)}", flush=True)
+
+
 def ablation(seconds):
     story, images, reference = prepare()
     print(f"\n| change, {seconds} s of training each {COLUMNS}\n|---|---|---|---|---|---|---|", flush=True)
@@ -315,12 +342,15 @@ def main():
     parser.add_argument("--images", type=int, default=25_600, help="images per run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quality", action="store_true")
+    parser.add_argument("--dcgan", action="store_true")
     parser.add_argument("--ablation", type=float, metavar="SECONDS")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["GAN_DEVICE"] = "cpu"
     if options.quality:
         return quality()
+    if options.dcgan:
+        return dcgan()
     if options.ablation:
         return ablation(options.ablation)
     if options.variant:

@@ -19,7 +19,7 @@ matplotlib.use("agg")  # here only: in the kernel pictures go to the notebook
 
 # What the story defines, without what it runs: enough to train with the notebook's own networks, steps and loop.
 DEFINITIONS = ["imports", "device", "settings", "generator", "discriminator", "r1", "discriminator-step",
-               "generator-step", "ema", "schedule", "state", "train", "report"]
+               "generator-step", "ema", "schedule", "state", "train", "train-loop", "report"]
 
 
 def read_notebook():
@@ -31,9 +31,9 @@ def cell_sources(notebook=None):
     return {cell["id"]: cell["source"] for cell in (notebook or read_notebook()).cells}
 
 
-def notebook_code(ids=DEFINITIONS):
-    """Run some of the notebook's code cells, and return the names they define."""
-    sources, names = cell_sources(), {"__name__": "notebook"}
+def notebook_code(ids=DEFINITIONS, sources=None):
+    """Run some of the notebook's code cells (or of these sources), and return the names they define."""
+    sources, names = sources or cell_sources(), {"__name__": "notebook"}
     sys.modules["notebook"] = type(sys)("notebook")  # dataclasses looks its module up there
     for name in ids:
         exec(compile(sources[name], f"notebook cell {name}", "exec"), names)

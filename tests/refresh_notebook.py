@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
-PICTURES = ["gan_diagram.png", "sample_generated_digits.png"]
+PICTURES = ["gan_diagram.png", "sample_generated_digits.png", "sample_dcgan_digits.png"]
 
 sys.path.insert(0, str(ROOT))
 from gan_helpers import write_beside  # noqa: E402
@@ -28,6 +28,8 @@ def strip(notebook):
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":  # a widget without its state is an empty box
+            cell.outputs = [output for output in cell.outputs if "widget-view" not in "".join(output.get("data", {}))]
     return notebook
 
 

@@ -407,6 +407,47 @@ def toy_generator(latent_dim=3, size=4):
                                torch.nn.Tanh(), torch.nn.Unflatten(1, (1, size, size)))
 
 
+def test_slerp_end_points_pace_and_length():
+    torch.manual_seed(0)
+    start, end = torch.randn(2, 7, 16, dtype=torch.float64)
+    torch.testing.assert_close(helpers.slerp(start, end, 0), start)
+    torch.testing.assert_close(helpers.slerp(start, end, 1), end)
+    cosine = torch.nn.functional.cosine_similarity
+    angle = cosine(start, end).acos()
+    for share in (0.1, 0.5, 0.8):
+        point = helpers.slerp(start, end, share)
+        torch.testing.assert_close(cosine(start, point).acos(), share * angle)  # an even pace, on the way
+        torch.testing.assert_close(cosine(point, end).acos(), (1 - share) * angle)
+        torch.testing.assert_close(point.norm(dim=1), start.norm(dim=1).lerp(end.norm(dim=1), share))
+    unit = torch.nn.functional.normalize(torch.randn(2, 16, dtype=torch.float64))
+    a, b = unit
+    theta, t = (a @ b).acos(), torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+    shoemake = (torch.sin((1 - t) * theta) * a + torch.sin(t * theta) * b) / torch.sin(theta)
+    torch.testing.assert_close(helpers.slerp(a.expand(9, 16), b.expand(9, 16), t), shoemake)
+
+
+def test_slerp_of_equal_and_of_opposite_vectors():
+    torch.manual_seed(0)
+    start = torch.randn(5, 16)
+    share = torch.rand(5, 1)
+    torch.testing.assert_close(helpers.slerp(start, start, share), start)
+    torch.testing.assert_close(helpers.slerp(start, 3 * start, 0.5), 2 * start)
+    torch.testing.assert_close(helpers.slerp(start, start + 1e-7 * torch.randn(5, 16), share), start, rtol=1e-5, atol=1e-5)
+    half_way = helpers.slerp(start, -start, 0.5)
+    torch.testing.assert_close(half_way.norm(dim=1), start.norm(dim=1))  # the straight line would be at 0 here
+    torch.testing.assert_close((half_way * start).sum(dim=1), torch.zeros(5), rtol=0, atol=1e-5)
+    torch.testing.assert_close(helpers.slerp(start, -start, 1), -start)
+
+
+@pytest.mark.parametrize("start, end", [
+    (torch.zeros(2, 4), torch.ones(2, 4)), (torch.ones(2, 4), torch.zeros(2, 4)), (torch.ones(2, 4), torch.ones(1, 4)),
+    (torch.tensor(1.0), torch.tensor(1.0)),
+])
+def test_slerp_refuses(start, end):
+    with pytest.raises(ValueError, match="start and end"):
+        helpers.slerp(start, end, 0.5)
+
+
 def test_generate_is_eval_mode_in_chunks_and_leaves_no_trace():
     generator = toy_generator()
     generator[1].eval()  # modes may differ per module, and are given back as they were

@@ -164,19 +164,13 @@ def tiny(story, **changes):
 
 
 def play(story, settings, after_epoch=lambda state: None):
-    """A short run of the notebook's loop on random images; returns (averaged generator, discriminator, records)."""
+    """A short run of the notebook's loop on random images; returns (averaged generator, discriminator, history)."""
     story.helpers.seed_everything(settings.seed)
     images = torch.rand(settings.train_images, 1, 28, 28) * 2 - 1
     generator = story.Generator(settings.latent_dim, settings.generator_widths, settings.generator_batch_norm)
     discriminator = story.Discriminator(settings.discriminator_widths)
-    records = []
-
-    def after(state):
-        records.append(state.record and {**state.record, "seconds": 0})
-        after_epoch(state)
-
-    averaged = story.train(generator, discriminator, images, settings, after)
-    return averaged, discriminator, records
+    state = story.train(generator, discriminator, images, settings, after_epoch)
+    return state.ema.module, discriminator, [{**record, "seconds": 0} for record in state.history]
 
 
 def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(story):
@@ -186,7 +180,7 @@ def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(story):
         weights = [run[index].state_dict() for run in (first, second, other)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
-    assert first[2] == second[2] and len(first[2]) == 3 and first[2][0] is None
+    assert first[2] == second[2] and len(first[2]) == 2
 
 
 def test_after_epoch_does_not_disturb_the_run(story):
@@ -289,7 +283,7 @@ def test_textbook_recipe_is_one_replace_away(story):
 
 def test_learning_rate_falls_to_zero(story):
     rates = []
-    play(story, tiny(story, epochs=4), lambda state: rates.append(state.d_optimizer.param_groups[0]["lr"]))
+    play(story, tiny(story, epochs=4, decay_from=0.5), lambda state: rates.append(state.d_optimizer.param_groups[0]["lr"]))
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3, 0])
 
 
@@ -298,7 +292,8 @@ def test_learning_rate_falls_to_zero(story):
     ("latent_dim", 0, "1 to 1,024"), ("learning_rate", -1e-3, "numbers from"), ("learning_rate", float("nan"), "numbers from"),
     ("betas", (0.5, 1.0), "0.9999"), ("epochs", 0, "1 to"), ("generator_widths", (), "1 to"),
     ("discriminator_widths", (8, 0), "1 to"), ("r1_gamma", -1.0, "0.0 to"), ("r1_interval", 0, "1 to"),
-    ("ema_decay", 1.0, "0.99999"), ("decay_from", 1.5, "0.0 to 1.0"), ("train_images", 60_001, "60,000"),
+    ("ema_decay", 1.0, "0.99999"), ("name", "a/b", "one word"), ("name", "", "one word"), ("name", 3, "one word"),
+    ("decay_from", 1.5, "0.0 to 1.0"), ("train_images", 60_001, "60,000"),
 ])
 def test_settings_that_cannot_work(story, bad, value, allowed):
     with pytest.raises(ValueError, match=bad) as error:
@@ -307,17 +302,83 @@ def test_settings_that_cannot_work(story, bad, value, allowed):
 
 
 def test_infinite_loss_stops_within_50_steps_and_keeps_what_was_recorded(story):
-    settings, records = tiny(story, epochs=3, train_images=2_000, batch_size=8), []  # 250 steps an epoch
+    settings, states = tiny(story, epochs=3, train_images=2_000, batch_size=8), []  # 250 steps an epoch
 
     def poison(state):
-        records.append(state.record)
+        states.append(state)
         if state.epoch == 1:
             with torch.no_grad():
                 state.discriminator.layers[1].bias[0] = float("nan")
 
     with pytest.raises(FloatingPointError, match="steps 251 to 300"):
         play(story, settings, poison)
-    assert len(records) == 2 and records[1]["epoch"] == 1
+    assert len(states) == 2 and [record["epoch"] for record in states[1].history] == [1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Convolutions, play, exercises
+
+
+@pytest.fixture(scope="module")
+def later():
+    """The definitions of the later chapters too."""
+    from conftest import DEFINITIONS
+    from types import SimpleNamespace
+    return SimpleNamespace(**notebook_code([*DEFINITIONS, "conv-generator", "conv-discriminator", "write-number"]))
+
+
+def test_convolutional_players_double_and_halve_and_go_through_the_same_loop(later):
+    settings = tiny(later, generator_widths=(16, 8, 8, 4), discriminator_widths=(4, 8, 8, 16), train_images=64)
+    generator = later.ConvGenerator(8, settings.generator_widths)
+    discriminator = later.ConvDiscriminator(settings.discriminator_widths)
+    sizes = [layer(torch.zeros(1, layer.in_channels, n, n)).shape[-1]
+             for n, layer in zip((1, 2, 4, 8, 16), [m for m in generator.layers if isinstance(m, torch.nn.ConvTranspose2d)])]
+    assert sizes == [2, 4, 8, 16, 32]
+    drawn = generator(torch.randn(5, 8))
+    assert drawn.shape == (5, 1, 32, 32) and drawn.abs().max() < 1
+    logits = discriminator(drawn)
+    assert logits.shape == (5,)
+    torch.testing.assert_close(logits[3:4], discriminator(drawn[3:4]))  # no verdict depends on its neighbours
+    state = later.train(generator, discriminator, torch.rand(64, 1, 32, 32) * 2 - 1, settings, lambda state: None)
+    assert len(state.history) == 2 and not torch.equal(state.ema.module(torch.ones(2, 8)), drawn[:2])
+
+
+def test_write_number_takes_the_most_convincing_drawings_of_each_digit(later, monkeypatch, capsys):
+    """With a 'generator' that draws given images and a 'judge' whose certainty is known, the picks are known."""
+    certainty = torch.zeros(40, 10)
+    certainty[:, 2], certainty[:, 6] = torch.linspace(0, 0.9, 40), torch.linspace(0.8, 0, 40)
+    draw = lambda latent: torch.linspace(-1, 1, 40)[:, None, None, None].expand(40, 1, 28, 28)
+    reading = later.helpers.Reading(torch.zeros(40, 64), certainty)
+    monkeypatch.setattr(later.helpers, "read_images", lambda judge, images: reading)
+    from types import SimpleNamespace
+    write = notebook_code(["write-number"])["write_number"]
+    write.__globals__.update(helpers=later.helpers, torch=torch, device="cpu", settings=SimpleNamespace(latent_dim=3),
+                             reference=SimpleNamespace(judge=None))
+    picture = write("262", draw, handwritings=2, drawings=40)
+    rank = ((picture[:, 0, 0, 0] + 1) / 2 * 39).round().int().tolist()
+    assert rank == [39, 0, 38, 37, 1, 36]  # the surest first, none twice
+    assert capsys.readouterr().out == ("2: the judge is 83.1% to 90.0% sure\n6: the judge is 77.9% to 80.0% sure\n")
+    for bad in ("", "12a", "-1", "1.5", "２", 7, None):
+        with pytest.raises(ValueError, match="digits only"):
+            write(bad, draw)
+
+
+def test_exercises_measure_the_code_of_the_notebook():
+    from exercises import EXERCISES, painted, run, story_with
+    torch.manual_seed(0)
+    images, labels = torch.rand(80, 1, 28, 28) * 2 - 1, torch.arange(80) % 10
+    small = dict(epochs=3, train_images=64, batch_size=16, generator_widths=(16,), discriminator_widths=(16,))
+    ends = {}
+    for name, exercise in EXERCISES.items():
+        kept = {key: value for key, value in small.items()}
+        _, state, chosen = run(exercise, images, labels, **kept)
+        ends[name] = state.history[-1]["d_loss"]
+        assert len(chosen) == 64
+    same = {name for name, loss in ends.items() if loss == ends["the recipe"]}
+    assert same == {"the recipe", "1,000 images"}  # every other change reaches the training
+    assert (painted(images, labels)[:, 0, 0, :10].argmax(dim=1) == labels).all()
+    with pytest.raises(ValueError, match="cell r1"):
+        story_with({"r1": ("not in there", "")})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

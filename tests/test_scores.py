@@ -71,12 +71,19 @@ def test_judge_file_with_code_in_it_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("bad, error", [
-    (torch.zeros(3, 1, 32, 32), "28 x 28"), (torch.full((3, 1, 28, 28), 1.5), "1.5"), (torch.zeros(3, 28, 28), "shape"),
+    (torch.zeros(3, 1, 27, 32), "28 x 28"), (torch.full((3, 1, 28, 28), 1.5), "1.5"), (torch.zeros(3, 28, 28), "shape"),
     (torch.full((3, 1, 28, 28), float("nan")), "nan"), (torch.zeros(0, 1, 28, 28), "at least 1"),
 ])
 def test_judge_refuses_what_is_no_digit(bad, error):
     with pytest.raises(ValueError, match=error):
         helpers.read_images(helpers.Judge().eval(), bad)
+
+
+def test_judge_sees_the_central_part_of_larger_images(test_set):
+    images, judge = test_set[0][:20], helpers.load_judge()
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), value=0.3)  # no paper: what is outside must not count
+    expected, seen = helpers.read_images(judge, images), helpers.read_images(judge, padded)
+    assert torch.equal(expected.features, seen.features) and torch.equal(expected.probabilities, seen.probabilities)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

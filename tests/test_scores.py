@@ -240,19 +240,24 @@ def test_save_json_round_trip(tmp_path):
 
 
 def test_check_scores_notices_each_shortfall():
-    good = {"rows": {"trained": dict(samples=10_000, frechet=1.0, precision=0.8, recall=0.8, confident=0.85, kl=0.01,
-                                     histogram=[1000] * 10),
-                     "untrained": dict(frechet=500.0), "real training images": dict(frechet=0.2)},
-            "memory": 1.0, "training_seconds": 120.0}
+    row = dict(samples=10_000, frechet=1.0, precision=0.8, recall=0.8, confident=0.85, kl=0.01, histogram=[1000] * 10)
+    good = {"rows": {"trained": row, "DCGAN": dict(row), "untrained": dict(frechet=500.0),
+                     "real training images": dict(frechet=0.2)},
+            "memory": 1.0, "training_seconds": {"mlp": 120.0, "dcgan": 150.0}}
     assert failures(good) == []
-    for path, value in [(("rows", "trained", "frechet"), 6.0), (("rows", "trained", "precision"), 0.74),
-                        (("rows", "trained", "recall"), 0.74), (("rows", "trained", "confident"), 0.79),
-                        (("rows", "trained", "kl"), 0.021), (("rows", "trained", "histogram"), [1111] * 9 + [1]),
-                        (("rows", "trained", "samples"), 1000), (("memory",), 0.89), (("training_seconds",), 181),
-                        (("rows", "real training images", "frechet"), 2.0)]:
+    cases = [(("memory",), 0.89)]
+    for name, file, seconds in [("trained", "mlp", 181), ("DCGAN", "dcgan", 211)]:
+        cases += [(("rows", name, key), value) for key, value in dict(
+            frechet=6.0, precision=0.74, recall=0.74, confident=0.79, kl=0.021, histogram=[1111] * 9 + [1],
+            samples=1000).items()]
+        cases += [(("training_seconds", file), seconds)]
+    for path, value in cases:
         bad = copy.deepcopy(good)
         place = bad
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = value
         assert len(failures(bad)) == 1, path
+    bad = copy.deepcopy(good)
+    bad["rows"]["real training images"]["frechet"] = 2.0
+    assert len(failures(bad)) == 2

@@ -69,7 +69,7 @@ def test_stopped_and_resumed_is_the_same_as_in_one_piece(story, tmp_path, capsys
     whole = trained(story, tmp_path / "a.pt", epochs=3)
     stopped = trained(story, tmp_path / "b.pt", epochs=3, stop_after=stop_after)
     assert stopped.epoch == stop_after and len(stopped.history) == stop_after
-    assert f"uses the {stop_after} epochs" in capsys.readouterr().out
+    assert f"what follows uses: {stop_after}" in capsys.readouterr().out
     torch.randn(17)  # whatever happens in between
     resumed = trained(story, tmp_path / "b.pt", resume=True, epochs=3)
     assert f"goes on after epoch {stop_after} of 3" in capsys.readouterr().out

@@ -357,7 +357,7 @@ def test_write_number_takes_the_most_convincing_drawings_of_each_digit(later, mo
     picture = write("262", draw, handwritings=2, drawings=40)
     rank = ((picture[:, 0, 0, 0] + 1) / 2 * 39).round().int().tolist()
     assert rank == [39, 0, 38, 37, 1, 36]  # the surest first, none twice
-    assert capsys.readouterr().out == ("2: the judge is 83.1% to 90.0% sure\n6: the judge is 77.9% to 80.0% sure\n")
+    assert capsys.readouterr().out == ("2: the judge is at least 83.1% sure\n6: the judge is at least 77.9% sure\n")
     for bad in ("", "12a", "-1", "1.5", "２", 7, None):
         with pytest.raises(ValueError, match="digits only"):
             write(bad, draw)

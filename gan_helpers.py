@@ -44,16 +44,17 @@ def check_settings(settings: object, **ranges: tuple[float, float]) -> None:
     """Check numbers in a dataclass against the closed range each may have, and its name.
 
     Args:
-        settings: a dataclass instance whose fields are numbers, or tuples of numbers; and `name`, which begins file
-            names and so is one word of letters, digits and underscores.
+        settings: a dataclass instance whose fields are numbers, or tuples of numbers; and maybe a `name`, which begins
+            file names and so is one word of letters, digits and underscores.
         ranges: field name = (lowest, highest); a tuple's entries must each lie in the range. A range of two
             integers admits only integers.
 
     Raises:
         ValueError: names the field, its value and the allowed range.
     """
-    if not (isinstance(settings.name, str) and settings.name.isidentifier()):
-        raise ValueError(f"name = {settings.name!r} cannot work: name takes one word of letters, digits and _")
+    name = getattr(settings, "name", "none")
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"name = {name!r} cannot work: name takes one word of letters, digits and _")
     for name, (low, high) in ranges.items():
         value, whole = getattr(settings, name), isinstance(low, int) and isinstance(high, int)
         entries = value if isinstance(value, (tuple, list)) else (value,)
@@ -542,10 +543,9 @@ def read_images(judge: Judge, images: torch.Tensor) -> Reading:
     images = check_images(images)
     if min(images.shape[2:]) < 28:
         raise ValueError(f"images must have at least 28 x 28 pixels for the judge, not {tuple(images.shape[2:])}")
-    images = center_crop(images, 28)
     with torch.no_grad():
         features = torch.cat([judge.features(chunk.contiguous(memory_format=torch.channels_last))
-                              for chunk in images.split(500)])
+                              for chunk in center_crop(images, 28).split(500)])
         return Reading(features.double(), judge.digits(features).softmax(dim=1))
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -19,9 +21,11 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -112,6 +116,31 @@ def choose_precision(device: torch.device, name: str | None = None) -> torch.dty
         return PRECISIONS[name]
     has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+def tune_cpu() -> None:
+    """Two settings that make training on a CPU faster, to be made before the first large tensor.
+
+    Denormals, numbers so close to zero that a CPU handles them in slow motion, are rounded to zero. And on Linux with
+    glibc the process keeps the memory that a tensor gives back, in huge pages, for the next one, instead of returning
+    it to the system a hundred times a step: `python tests/benchmark.py --memory` measures what that is worth.
+    """
+    torch.set_flush_denormal(True)
+    if sys.platform == "linux":
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for it at its first large allocation
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            libc = ctypes.CDLL(None)
+            for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+                libc.mallopt(parameter, 2**31 - 1)
+
+
+def at_precision(network: torch.nn.Module, device: torch.device,
+                 precision: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network as the training loop calls it: its matrix products at `precision`, its weights still float32.
+
+    In float32 that is the network itself; otherwise a function that runs its forward pass under `torch.autocast`.
+    """
+    return network if precision == torch.float32 else torch.autocast(device.type, precision)(network.__call__)
 
 
 def describe_device(device: torch.device, precision: torch.dtype) -> str:
@@ -224,20 +253,99 @@ def shuffled_batches(images: torch.Tensor, batch_size: int) -> Iterator[torch.Te
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Progress
+# The run: its state, its epochs, its progress line
 
 
-def progress_line(total: int) -> tqdm:
-    """A tqdm bar over `total` steps that fits a notebook: one line that moves in place and leaves its last state.
+@dataclasses.dataclass
+class TrainingState:
+    """Everything that changes during training, and the settings it is made for: what a checkpoint holds.
+
+    Attributes:
+        settings: a dataclass of plain values, among them `epochs`.
+        ema_generator: the average of the generator's weights.
+        fixed_noise: latent vectors (N, latent size), from which every snapshot is drawn.
+        epoch, step: how many have ended.
+        history: a dict an epoch, of what was recorded; snapshots, scores: whatever `after_epoch` keeps there.
+    """
+
+    settings: Any
+    generator: torch.nn.Module
+    discriminator: torch.nn.Module
+    ema_generator: torch.nn.Module
+    g_optimizer: torch.optim.Optimizer
+    d_optimizer: torch.optim.Optimizer
+    fixed_noise: torch.Tensor
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    snapshots: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    scores: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+
+@contextlib.contextmanager
+def stoppable(state: TrainingState) -> Iterator[None]:
+    """Let KeyboardInterrupt, Jupyter's stop button, end the run within this block but not the notebook; say so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"Stopped. Finished epochs, which what follows uses: {len(state.history)} of {state.settings.epochs}")
+
+
+def epochs(state: TrainingState, steps: int, after_epoch: Callable[[TrainingState], None],
+           report_every: int = 50) -> Iterator[Callable[..., None]]:
+    """Count through the epochs that a run has left, with a progress line and a history.
+
+    Before the first epoch (where it may load a checkpoint into the state) and after each, `after_epoch(state)` is
+    called. The loop's body plays one epoch, adds 1 to `state.step` for each step, and hands the step's numbers to what
+    is yielded: `record(name=tensor, ...)`, scalars on any device. They are read from the device only every
+    `report_every` steps, for the progress line, and at the epoch's end, when their means join `state.history`.
+
+    Args:
+        steps: of the whole run.
+
+    Raises:
+        FloatingPointError: a mean is NaN or infinite; the message names the steps since the last report.
+    """
+    after_epoch(state)
+    with progress_line(steps, state.step) as progress:
+        while state.epoch < state.settings.epochs:
+            start, sums, first = time.perf_counter(), {}, state.step
+
+            def report() -> dict[str, float]:
+                count = state.step - first
+                values = torch.stack(list(sums.values())).div(count).tolist() if sums else []
+                means = dict(zip(sums, values))
+                check_finite(values, f"steps {progress.n + 1} to {state.step}")
+                losses = [f"{key[0].upper()}'s loss {means[key]:.3f}" for key in ("d_loss", "g_loss") if key in means]
+                progress.set_postfix_str(", ".join(losses), refresh=False)
+                progress.update(state.step - progress.n)
+                return means
+
+            def record(**values: torch.Tensor) -> None:
+                for name, value in values.items():
+                    sums[name] = sums[name] + value if name in sums else value.detach().clone()
+                if (state.step - first) % report_every == 0:
+                    report()
+
+            yield record
+            means = report()
+            state.epoch += 1
+            state.history.append(dict(epoch=state.epoch, seconds=time.perf_counter() - start, **means))
+            after_epoch(state)
+
+
+def progress_line(total: int, done: int = 0) -> tqdm:
+    """A tqdm bar over `total` steps, `done` of them earlier, that fits a notebook: one line that moves in place.
 
     In a Jupyter or Colab kernel the line is one display updated in place, so that the saved file holds only its
     final text: no stderr, no carriage returns, no widget. Elsewhere it is an ordinary tqdm line on stdout.
     """
     ipython = sys.modules.get("IPython")  # present only where a notebook or IPython is already running
     shell = ipython.get_ipython() if ipython else None
+    options = dict(total=total, initial=done, unit="step", mininterval=0.5)
     if getattr(shell, "kernel", None) is None:
-        return tqdm(total=total, unit="step", file=sys.stdout, mininterval=0.5, dynamic_ncols=True)
-    return _DisplayLine(total=total, unit="step", file=io.StringIO(), mininterval=0.5, ncols=110, ascii=False)
+        return tqdm(**options, file=sys.stdout, dynamic_ncols=True)
+    return _DisplayLine(**options, file=io.StringIO(), ncols=110, ascii=False)
 
 
 class _DisplayLine(tqdm):
@@ -620,7 +728,8 @@ def precision_recall_coverage(real: torch.Tensor, fake: torch.Tensor, k: int = 5
 def kl_divergence(counts: torch.Tensor, real_counts: torch.Tensor) -> float:
     """Kullback-Leibler divergence of one histogram from the real one, in nats; 0 where their shares are equal."""
     share, real_share = counts.double() / counts.sum(), real_counts.double() / real_counts.sum()
-    return torch.special.xlogy(share, share / real_share).sum().item()
+    drawn = share > 0  # a digit that is never drawn adds nothing, be it absent from the real ones or not
+    return (share[drawn] * (share[drawn] / real_share[drawn]).log()).sum().item()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -788,8 +897,11 @@ def write_beside(path: Path | str) -> Iterator[Path]:
     folder = ""
     try:
         folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-        yield Path(folder) / path.name
-        os.replace(Path(folder) / path.name, path)
+        beside = Path(folder) / path.name
+        yield beside
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())  # on disk before it takes the name, should the machine lose power
+        os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # the latter is what torch raises when the disk is full
         raise OSError(f"'{path}' cannot be written, and is as it was: {error}") from error
     finally:
@@ -802,57 +914,85 @@ def save_json(values: object, path: Path | str) -> None:
         beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def save_checkpoint(state: object, path: Path | str) -> None:
+def save_checkpoint(state: Any, path: Path | str) -> None:
     """Write a training state, and torch's random states, so that `load_checkpoint` can go on from it bit for bit.
 
     Args:
-        state: any object whose attributes are a dataclass `settings`, things with a `state_dict`, tensors, and plain
-            values.
+        state: a `TrainingState`, or any object whose attributes are a dataclass `settings`, things with a
+            `state_dict`, tensors, and plain values. The random states are those of the CPU and of its tensors' device.
     """
     parts = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in vars(state).items()}
-    random_states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    device = _device_of(state)
+    random_states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        random_states[device.type] = _device_random(device, "get_rng_state")()
     with write_beside(path) as beside:
         torch.save({**parts, "settings": dataclasses.asdict(state.settings), "random": random_states}, beside)
 
 
-def load_checkpoint(state: object, path: Path | str) -> None:
+def load_checkpoint(state: Any, path: Path | str) -> None:
     """Put a freshly made training state, and torch's random states, to where `save_checkpoint` wrote them.
 
+    Everything is checked before anything is changed.
+
     Raises:
-        ValueError: the file is damaged or holds more than tensors and plain values, or it is of other settings or
-            another architecture; the message names the difference, and the state is as it was.
+        ValueError: the file is damaged or holds more than tensors and plain values, or it is of other settings,
+            another architecture, another kind of device or another edition of the notebook; the message names the
+            difference, and the state is as it was.
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         settings, modules = saved["settings"], {n: p for n, p in vars(state).items() if isinstance(p, torch.nn.Module)}
-        shapes = {name: {key: value.shape for key, value in saved[name].items()} for name in modules}
         random_states = saved.pop("random")
     except Exception as error:
         raise ValueError(f"'{path}' is no whole checkpoint ({error}): delete or rename it, and train afresh") from error
     advice = "rename the file, or train afresh with RESUME = False, which keeps it as *.previous.pt"
+    if saved.keys() != vars(state).keys() or not isinstance(random_states, dict):
+        odd = ", ".join(sorted(saved.keys() ^ vars(state).keys())) or "random"
+        raise ValueError(f"'{path}' was written by another edition of this notebook (the difference: {odd}), "
+                         f"from which this one cannot go on: {advice}")
     now = dataclasses.asdict(state.settings)
     for name in sorted(now.keys() | settings.keys()):
         if now.get(name) != settings.get(name):
             raise ValueError(f"'{path}' was made with {name} = {settings.get(name)!r}, and {name} is now "
                              f"{now.get(name)!r}: set it back, or {advice}")
     for name, module in modules.items():
-        if shapes[name] != {key: value.shape for key, value in module.state_dict().items()}:
+        shapes = lambda values: {key: value.shape for key, value in values.items()}
+        if shapes(saved[name]) != shapes(module.state_dict()):
             raise ValueError(f"'{path}' holds another architecture: the weights of its {name} have other names or "
                              f"shapes than the ones here: {advice}")
+    device = _device_of(state)
+    if set(random_states) != {"cpu", device.type}:
+        other = ", ".join(sorted(set(random_states) - {"cpu"})) or "cpu"
+        raise ValueError(f"'{path}' was made on another kind of device, {other}, whose random numbers "
+                         f"{device.type} cannot continue: set GAN_DEVICE to {other}, or {advice}")
     for name, part in vars(state).items():
         if hasattr(part, "load_state_dict"):
             part.load_state_dict(saved[name])
         elif name != "settings":
             setattr(state, name, saved[name].to(part.device) if isinstance(part, torch.Tensor) else saved[name])
-    torch.set_rng_state(random_states[0])
-    torch.cuda.set_rng_state_all(random_states[1:1 + torch.cuda.device_count()])
+    torch.set_rng_state(random_states["cpu"])
+    if device.type != "cpu":
+        _device_random(device, "set_rng_state")(random_states[device.type])
 
 
-def resume(state: object, path: Path | str, wanted: bool) -> bool:
+def _device_of(state: Any) -> torch.device:
+    """The device of the first tensor among a state's attributes; the CPU where there is none."""
+    return next((part.device for part in vars(state).values() if isinstance(part, torch.Tensor)), torch.device("cpu"))
+
+
+def _device_random(device: torch.device, name: str) -> Callable[..., Any]:
+    """torch.cuda's or torch.mps's function of that name; the former's for this one of several GPUs."""
+    function = getattr(getattr(torch, device.type), name)
+    return functools.partial(function, device=device) if device.type == "cuda" else function
+
+
+def resume(state: Any, path: Path | str, wanted: bool) -> bool:
     """At the start of a run: go on from the checkpoint at `path` if `wanted`, else move it out of the way; say which.
 
     Returns:
-        whether the state has been loaded. A checkpoint that is not wanted is renamed to end in .previous.pt.
+        whether the state has been loaded. A checkpoint that is not wanted is renamed to end in .previous.pt, in place
+        of an earlier one that had got no further; one that had got further stays.
 
     Raises:
         ValueError: as `load_checkpoint`.
@@ -864,11 +1004,25 @@ def resume(state: object, path: Path | str, wanted: bool) -> bool:
         ended = ": training had ended, so nothing is trained now" if state.epoch == state.settings.epochs else ""
         print(f"RESUME: {path.name} goes on after epoch {state.epoch} of {state.settings.epochs}{ended}")
     elif found:
-        previous = path.replace(path.with_suffix(".previous.pt"))
-        print(f"A fresh run. The last run's checkpoint is kept as {previous.name}")
+        previous = path.with_suffix(".previous.pt")
+        epoch, kept = _epoch_in(path), _epoch_in(previous) if previous.exists() else -1
+        if kept > epoch:
+            print(f"A fresh run. The last run got to epoch {epoch} only, so its checkpoint is dropped, and the one "
+                  f"before, of epoch {kept}, stays as {previous.name}")
+        else:
+            path.replace(previous)
+            print(f"A fresh run. The last run's checkpoint, of epoch {epoch}, is kept as {previous.name}")
     elif wanted:
         print(f"RESUME: there is no {path.name}, so this is a fresh run")
     return wanted and found
+
+
+def _epoch_in(path: Path) -> int:
+    """How far the run had got that wrote this checkpoint; -1 where that cannot be read."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+    except Exception:
+        return -1
 
 
 def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int) -> None:

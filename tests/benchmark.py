@@ -50,7 +50,7 @@ def matmul_flops_per_image(latent_dim, generator_widths, discriminator_widths, r
     products = lambda sizes: [2 * a * b for a, b in zip(sizes, sizes[1:])]
     g = products([latent_dim, *generator_widths, 784])
     d = products([784, *discriminator_widths, 1])
-    d_step = sum(g) + 2 * (2 * sum(d) + sum(d[1:]))  # one fake made; real and fake through D, forwards and backwards
+    d_step = 2 * (2 * sum(d) + sum(d[1:]))  # real and fake through D, forwards and backwards
     g_step = sum(g) + sum(d) + sum(d) + 2 * sum(g) - g[0]  # forwards through both, back through D's inputs and all of G
     # The penalty: forwards, back to the pixels, and for each of the latter's products two of the second derivative.
     penalty = 4 * sum(d) / r1_interval if r1_interval else 0

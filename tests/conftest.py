@@ -1,12 +1,15 @@
 """Set-up for `pytest --nbval HandwrittenNumberGAN.ipynb tests`: quick mode, the import path, the notebook's own code."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import matplotlib
 import nbformat
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,10 +19,6 @@ os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 sys.path.insert(0, str(ROOT))
 matplotlib.use("agg")  # here only: in the kernel pictures go to the notebook
-
-# What the story defines, without what it runs: enough to train with the notebook's own networks, steps and loop.
-DEFINITIONS = ["imports", "device", "settings", "generator", "discriminator", "r1", "discriminator-step",
-               "generator-step", "ema", "schedule", "state", "train", "train-loop", "report"]
 
 
 def read_notebook():
@@ -31,17 +30,85 @@ def cell_sources(notebook=None):
     return {cell["id"]: cell["source"] for cell in (notebook or read_notebook()).cells}
 
 
-def notebook_code(ids=DEFINITIONS, sources=None):
-    """Run some of the notebook's code cells (or of these sources), and return the names they define."""
-    sources, names = sources or cell_sources(), {"__name__": "notebook"}
-    sys.modules["notebook"] = type(sys)("notebook")  # dataclasses looks its module up there
-    for name in ids:
-        exec(compile(sources[name], f"notebook cell {name}", "exec"), names)
-    return names
+def definitions(notebook=None):
+    """The ids of the cells tagged `definition`: what the story defines, without what it runs."""
+    return [cell["id"] for cell in (notebook or read_notebook()).cells if "definition" in cell.metadata.get("tags", [])]
+
+
+def notebook_code(ids=None, sources=None):
+    """Run some of the notebook's code cells (all definitions, or of these sources); return the names they define."""
+    sources = sources or cell_sources()
+    module = ModuleType("story_of_the_notebook")
+    sys.modules[module.__name__] = module  # dataclasses looks a class's module up there
+    for name in definitions() if ids is None else ids:
+        exec(compile(sources[name], f"notebook cell {name}", "exec"), module.__dict__)
+    return module.__dict__
 
 
 @pytest.fixture(scope="session")
 def story():
     """The notebook's definitions as attributes."""
-    import types
-    return types.SimpleNamespace(**notebook_code())
+    return SimpleNamespace(**notebook_code())
+
+
+def tiny(story, **changes):
+    """Settings for a run of a fraction of a second."""
+    return dataclasses.replace(story.Settings(), **{
+        **dict(epochs=2, train_images=200, batch_size=32, latent_dim=8, generator_widths=(32, 16),
+               discriminator_widths=(32, 16)), **changes})
+
+
+def some_images(n, size=28, seed=1):
+    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def tiny_story(**changes):
+    """The notebook up to the cell that trains, with tiny settings and images made up; `play` runs that cell itself."""
+    names = notebook_code()
+    helpers = names["helpers"]
+    names["settings"] = tiny(SimpleNamespace(**names), **{
+        **dict(epochs=3, train_images=128, batch_size=16, picture_every=2, score_samples=500), **changes})
+    names["images"] = some_images(128)
+    names["reference"] = helpers.make_reference(helpers.load_mnist(train=False)[0][:500])
+    sources = cell_sources()
+    exec(sources["after-epoch"], names)
+    names["plt"].show = lambda: names["plt"].close("all")
+
+    def play(folder, resume=False):
+        names.update(output=folder, RESUME=resume)
+        exec(sources["train-run"], names)
+        return names["mlp"]
+
+    return play
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Comparing states and folders
+
+
+def flat(state):
+    """Everything in a training state or a checkpoint, but for times, as one flat dict of values to compare."""
+    found = {}
+
+    def walk(name, value):
+        value = value.state_dict() if hasattr(value, "state_dict") else value
+        value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        if isinstance(value, dict):
+            return [walk(f"{name}.{key}", entry) for key, entry in value.items() if key != "seconds"]
+        if isinstance(value, (list, tuple)):
+            return [walk(f"{name}.{index}", entry) for index, entry in enumerate(value)]
+        found[name] = value.clone() if isinstance(value, torch.Tensor) else value
+
+    walk("", state if isinstance(state, dict) else vars(state))
+    return found
+
+
+def differences(one, other):
+    """The names under which two states, or what `flat` made of them earlier, differ."""
+    one, other = ({key: value for key, value in flat(state).items()} for state in (one, other))
+    same = lambda a, b: torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return sorted(one.keys() ^ other.keys()) + [name for name in one.keys() & other.keys() if not same(one[name], other[name])]
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

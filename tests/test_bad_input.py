@@ -6,7 +6,7 @@ from dataclasses import make_dataclass
 import gan_helpers as helpers
 import pytest
 import torch
-from test_keep import files
+from conftest import files
 
 NAN, INF = float("nan"), float("inf")
 images = lambda value=0.0, shape=(6, 1, 28, 28): torch.full(shape, value)

@@ -1,111 +1,227 @@
 """Checkpoint and resume: nothing is lost, nothing half-written, nothing wrongly continued."""
 
-import dataclasses
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
-from conftest import ROOT
-from test_notebook import tiny
+from conftest import ROOT, cell_sources, differences, files, flat, some_images, tiny, tiny_story
 
 
-def new_state(story, **changes):
-    settings = tiny(story, **changes)
-    torch.manual_seed(0)
-    generator = story.Generator(settings.latent_dim, settings.generator_widths, settings.generator_batch_norm)
-    discriminator = story.Discriminator(settings.discriminator_widths)
-    return story.start_state(generator, discriminator, settings, 100, "cpu")
+@pytest.fixture(scope="module")
+def play():
+    """The notebook's own training cell on tiny settings: play(folder, resume)."""
+    return tiny_story()
 
 
-def kept(state):
-    """Everything in a state, as one flat dict of values to compare."""
-    flat = {}
-
-    def walk(name, value):
-        value = value.state_dict() if hasattr(value, "state_dict") else value
-        value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-        if isinstance(value, dict):
-            return [walk(f"{name}.{key}", entry) for key, entry in value.items() if key != "seconds"]
-        if isinstance(value, (list, tuple)):
-            return [walk(f"{name}.{index}", entry) for index, entry in enumerate(value)]
-        flat[name] = value.clone() if isinstance(value, torch.Tensor) else value
-
-    walk("", state if isinstance(state, dict) else vars(state))
-    return flat
+@pytest.fixture(scope="module")
+def undisturbed(play, tmp_path_factory):
+    """The checkpoint at the end of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    play(folder)
+    return torch.load(folder / "mlp_checkpoint.pt", weights_only=True)
 
 
-def differences(one, other):
-    one, other = kept(one), kept(other)
-    same = lambda a, b: torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return sorted(one.keys() ^ other.keys()) + [name for name in one.keys() & other.keys() if not same(one[name], other[name])]
+def ended(folder):
+    return torch.load(folder / "mlp_checkpoint.pt", weights_only=True)
 
 
-def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+class StopAt:
+    """A trace function that presses stop: KeyboardInterrupt in the n-th call of a function, at its k-th line."""
+
+    def __init__(self, function, call, line):
+        self.function, self.call, self.line, self.fired = function, call, line, False
+
+    def __call__(self, frame, event, argument):
+        ours = frame.f_code.co_filename.startswith("notebook cell") or "gan_helpers" in frame.f_code.co_filename \
+            or "torch" in frame.f_code.co_filename
+        if ours and frame.f_code.co_name == self.function and not self.fired:
+            self.call -= 1
+            return self.count_lines if self.call == 0 else None
+
+    def count_lines(self, frame, event, argument):
+        if event == "line":
+            self.line -= 1
+            if self.line == 0:
+                self.fired = True
+                raise KeyboardInterrupt
+        return self.count_lines
 
 
-def trained(story, path=None, resume=False, stop_after=None, steps=[], **changes):
-    """A run with checkpoints; returns the state."""
-    state = new_state(story, **changes)
-    images = torch.rand(state.settings.train_images, 1, 28, 28, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-    def after_epoch(state):
-        if path is None or state.epoch == 0 and story.helpers.resume(state, path, resume):
-            return
-        state.snapshots.append(story.helpers.to_uint8(story.helpers.generate(state.ema, state.fixed_noise)))
-        story.helpers.save_checkpoint(state, path)
-        if state.epoch == stop_after:
-            signal.raise_signal(signal.SIGINT)  # what Jupyter's stop button sends
-
-    torch.manual_seed(3)
-    return story.train(state.generator, state.discriminator, images, state.settings, after_epoch)
+@contextlib.contextmanager
+def stopped_at(*moment):
+    stop, before = StopAt(*moment), sys.gettrace()
+    sys.settrace(stop)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+    assert stop.fired, f"the run never came to {moment}"
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 2])
-def test_stopped_and_resumed_is_the_same_as_in_one_piece(story, tmp_path, capsys, stop_after):
-    whole = trained(story, tmp_path / "a.pt", epochs=3)
-    stopped = trained(story, tmp_path / "b.pt", epochs=3, stop_after=stop_after)
-    assert stopped.epoch == stop_after and len(stopped.history) == stop_after
-    assert f"what follows uses: {stop_after}" in capsys.readouterr().out
-    torch.randn(17)  # whatever happens in between
-    resumed = trained(story, tmp_path / "b.pt", resume=True, epochs=3)
-    assert f"goes on after epoch {stop_after} of 3" in capsys.readouterr().out
-    assert resumed.epoch == 3 and len(resumed.snapshots) == 4 and differences(whole, resumed) == []
-    assert differences(torch.load(tmp_path / "a.pt", weights_only=True), torch.load(tmp_path / "b.pt", weights_only=True)) == []
+MOMENTS = [  # function, its n-th call in the run, the line of it that is not reached; an epoch has 8 steps
+    ("discriminator_step", 11, 3), ("discriminator_step", 12, 7), ("discriminator_step", 12, 8), ("r1_penalty", 3, 3),
+    ("generator_step", 9, 2), ("generator_step", 13, 4), ("generator_step", 13, 5), ("forward", 40, 2), ("backward", 21, 3),
+    ("update_average", 10, 2), ("update_average", 17, 4), ("step", 30, 5), ("record", 12, 2), ("report", 2, 3),
+    ("shuffled_batches", 2, 3), ("draw_latent", 20, 1), ("generate", 4, 6), ("to_uint8", 2, 1), ("plot_grid", 3, 4),
+    ("save_grid", 2, 3), ("frechet_of_images", 2, 1), ("save_checkpoint", 3, 3), ("write_beside", 5, 9),
+    ("fresh_players", 1, 4), ("resume", 1, 2), ("epochs", 1, 2), ("save_checkpoint", 1, 2), ("learning_rate_factor", 1, 1),
+]
 
 
-def test_differences_are_noticed(story, tmp_path):
-    """The oracle of the test above can fail: another seed differs in weights, losses, Adam's memories and pictures."""
-    found = differences(trained(story, tmp_path / "a.pt"), trained(story, tmp_path / "b.pt", learning_rate=2e-3))
-    for part in (".generator.", ".ema.", ".g_optimizer.", ".history.0.d_loss", ".snapshots.1", ".settings.learning_rate"):
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{moment[0]}-{moment[1]}-{moment[2]}")
+def test_stopped_anywhere_and_run_again_ends_as_if_undisturbed(play, undisturbed, tmp_path, moment):
+    """Stop, then run the cell again in the same kernel: to go on, and (from another folder) afresh."""
+    for folder, resume in ((tmp_path / "go_on", True), (tmp_path / "afresh", False)):
+        folder.mkdir()
+        with contextlib.suppress(KeyboardInterrupt), stopped_at(*moment):  # in fresh_players there is no run to stop yet
+            state = play(folder)
+            assert len(state.history) < 3
+        torch.randn(17)  # whatever happens in between
+        assert play(folder, resume).epoch == 3
+        assert differences(undisturbed, ended(folder)) == []
+
+
+def test_stopped_while_it_resumes(play, undisturbed, tmp_path):
+    with stopped_at("save_checkpoint", 3, 3):
+        play(tmp_path)
+    with stopped_at("load_checkpoint", 1, 25):
+        play(tmp_path, resume=True)
+    play(tmp_path, resume=True)
+    assert differences(undisturbed, ended(tmp_path)) == []
+
+
+def test_stopped_inside_the_backward_pass(play, undisturbed, tmp_path, monkeypatch):
+    """Where C++ runs and no line of Python is reached: a hook on a gradient."""
+    def stop(gradient):
+        raise KeyboardInterrupt
+
+    for name in ("generator", "discriminator"):
+        folder = tmp_path / name
+        folder.mkdir()
+        with monkeypatch.context() as patch:
+            helpers = sys.modules["gan_helpers"]
+            save = helpers.save_checkpoint
+
+            def save_then_hook(state, path):
+                save(state, path)
+                if state.epoch == 1:
+                    next(getattr(state, name).parameters()).register_hook(stop)
+
+            patch.setattr(helpers, "save_checkpoint", save_then_hook)
+            state = play(folder)
+            assert (state.epoch, state.step) == (1, 8)
+        play(folder, resume=True)
+        assert differences(undisturbed, ended(folder)) == []
+
+
+def test_running_the_training_cell_again_repeats_the_run(play, undisturbed, tmp_path, capsys):
+    for _ in range(2):
+        play(tmp_path)
+        assert differences(undisturbed, ended(tmp_path)) == []
+    assert "kept as mlp_checkpoint.previous.pt" in capsys.readouterr().out
+
+
+def test_differences_are_noticed(undisturbed, tmp_path):
+    """The oracle of the tests above can fail: another rate differs in weights, losses, Adam's memories and pictures."""
+    tiny_story(learning_rate=2e-3)(tmp_path)
+    found = differences(undisturbed, ended(tmp_path))
+    for part in (".generator.", ".ema_generator.", ".g_optimizer.", ".history.0.d_loss", ".snapshots.1",
+                 ".settings.learning_rate"):
         assert any(name.startswith(part) for name in found), part
 
 
-def test_killed_ten_times_and_resumed_ends_the_same(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_killed_again_and_again_and_resumed_ends_the_same(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, ROOT / "tests" / "killed_run.py", tmp_path], env=environment,
                          capture_output=True, text=True)
-    assert run.returncode == 0 and run.stdout.count("killed after epoch") == 10, run.stderr + run.stdout
-    whole, killed = (torch.load(tmp_path / name / "mlp_checkpoint.pt", weights_only=True) for name in ("whole", "killed"))
+    epochs = [int(epoch) for epoch in re.findall(r"killed after epoch (-?\d+)", run.stdout)]
+    assert run.returncode == 0 and len(epochs) == 5, run.stderr + run.stdout
+    assert epochs == sorted(epochs) and len(set(epochs)) >= 4 and epochs[-1] < 12  # kills at different epochs, in order
+    whole, killed = (ended(tmp_path / name) for name in ("whole", "killed"))
     assert whole["epoch"] == 12 and differences(whole, killed) == []
     for name in ("whole", "killed"):
         for path in (tmp_path / name).glob("*.png"):
             assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
 
-def test_a_finished_run_says_that_it_trains_nothing_and_a_fresh_one_keeps_the_old_checkpoint(story, tmp_path, capsys):
+def test_after_a_resume_progress_and_errors_count_from_the_resumed_step(story, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "c.pt"
+    trained(story, path, stop_after=1, epochs=3)
+    bars, line = [], story.helpers.progress_line
+    monkeypatch.setattr(story.helpers, "progress_line", lambda *a: bars.append(line(*a)) or bars[-1])
+    trained(story, path, resume=True, epochs=3)  # 7 steps an epoch
+    assert (bars[0].initial, bars[0].n, bars[0].total) == (7, 21, 21)
+    trained(story, path, stop_after=1, epochs=3)
+
+    def poison(state):
+        if state.epoch == 0 and story.helpers.resume(state, path, True):
+            with torch.no_grad():
+                state.discriminator.layers[1].bias[0] = float("nan")
+
+    with pytest.raises(FloatingPointError, match="steps 8 to 14"):
+        run(story, new_state(story, epochs=3).settings, poison)
+
+
+def test_a_finished_run_says_that_it_trains_nothing_and_a_fresh_one_keeps_the_old_checkpoint(play, tmp_path, capsys):
     path = tmp_path / "mlp_checkpoint.pt"
-    trained(story, path, resume=True)
+    play(tmp_path, resume=True)
     assert "there is no mlp_checkpoint.pt, so this is a fresh run" in capsys.readouterr().out
     before = path.read_bytes()
-    assert trained(story, path, resume=True).epoch == 2
+    assert play(tmp_path, resume=True).epoch == 3
     assert "nothing is trained now" in capsys.readouterr().out and path.read_bytes() == before
-    trained(story, path, seed=5)
-    assert "kept as mlp_checkpoint.previous.pt" in capsys.readouterr().out
+    play(tmp_path)
+    assert "of epoch 3, is kept as mlp_checkpoint.previous.pt" in capsys.readouterr().out
     assert (tmp_path / "mlp_checkpoint.previous.pt").read_bytes() == before
+
+
+def test_accidental_runs_that_are_stopped_early_leave_the_good_checkpoint(play, tmp_path, capsys):
+    play(tmp_path)
+    good = (tmp_path / "mlp_checkpoint.pt").read_bytes()
+    for _ in range(2):  # the second one finds the first one's young checkpoint
+        with stopped_at("discriminator_step", 11, 3):
+            play(tmp_path)
+        assert (tmp_path / "mlp_checkpoint.previous.pt").read_bytes() == good
+    assert "got to epoch 1 only, so its checkpoint is dropped, and the one before, of epoch 3, stays as " \
+           "mlp_checkpoint.previous.pt" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def new_state(story, **changes):
+    """A state as it is before training; train calls after_epoch with it and is stopped there."""
+    states = []
+
+    def stop(state):
+        states.append(state)
+        raise KeyboardInterrupt
+
+    run(story, tiny(story, **changes), stop)
+    return states[0]
+
+
+def run(story, settings, after_epoch):
+    return story.train(*story.fresh_players(settings), some_images(settings.train_images), settings, after_epoch)
+
+
+def trained(story, path=None, resume=False, stop_after=None, **changes):
+    """A run with checkpoints; returns the state."""
+    def after_epoch(state):
+        if state.epoch == 0 and story.helpers.resume(state, path, resume):
+            return
+        story.helpers.save_checkpoint(state, path)
+        if state.epoch == stop_after:
+            signal.raise_signal(signal.SIGINT)  # what Jupyter's stop button sends
+
+    return run(story, tiny(story, **changes), after_epoch)
 
 
 @pytest.mark.parametrize("changes, named", [
@@ -116,14 +232,45 @@ def test_a_finished_run_says_that_it_trains_nothing_and_a_fresh_one_keeps_the_ol
 def test_other_settings_are_refused_by_name(story, tmp_path, changes, named):
     path = tmp_path / "c.pt"
     trained(story, path)
-    state, before = new_state(story, **changes), files(tmp_path)
-    untouched, random_state = kept(state), torch.get_rng_state()
+    refused_and_unchanged(story, new_state(story, **changes), path, named)
+
+
+def refused_and_unchanged(story, state, path, named):
+    before, untouched, random_state = files(path.parent), flat(state), torch.get_rng_state()
     with pytest.raises(ValueError, match=named):
         story.helpers.resume(state, path, True)
-    assert files(tmp_path) == before and torch.equal(torch.get_rng_state(), random_state)
-    assert differences(state, untouched and state) == [] and all(
-        torch.equal(value, untouched[name]) if isinstance(value, torch.Tensor) else value == untouched[name]
-        for name, value in kept(state).items())
+    assert files(path.parent) == before and torch.equal(torch.get_rng_state(), random_state)
+    assert differences(untouched, flat(state)) == []
+
+
+@pytest.mark.parametrize("key", ["generator", "d_optimizer", "fixed_noise", "step", "history", "extra"])
+def test_a_checkpoint_with_other_keys_is_refused_whole(story, tmp_path, key):
+    path = tmp_path / "c.pt"
+    trained(story, path)
+    saved = torch.load(path, weights_only=True)
+    saved.update(extra=1) if key == "extra" else saved.pop(key)
+    torch.save(saved, path)
+    refused_and_unchanged(story, new_state(story), path, f"another edition of this notebook .the difference: {key}")
+
+
+def test_a_checkpoint_of_the_first_edition_is_refused_in_one_sentence(story, tmp_path):
+    path = tmp_path / "mlp_checkpoint.pt"
+    state = new_state(story)
+    first_edition = dict(settings=dict(name="mlp", generator_batch_norm=True), epoch=1, step=7, history=[], snapshots=[],
+                         distances=[], ema={}, g_optimizer={}, d_optimizer={}, g_schedule={}, d_schedule={},
+                         generator=state.generator.state_dict(), discriminator=state.discriminator.state_dict(),
+                         fixed_noise=state.fixed_noise, random=[torch.get_rng_state()])
+    torch.save(first_edition, path)
+    refused_and_unchanged(story, state, path, "written by another edition of this notebook")
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused(story, tmp_path):
+    path = tmp_path / "c.pt"
+    trained(story, path)
+    saved = torch.load(path, weights_only=True)
+    saved["random"]["cuda"] = saved["random"]["cpu"]
+    torch.save(saved, path)
+    refused_and_unchanged(story, new_state(story), path, "set GAN_DEVICE to cuda")
 
 
 def test_another_architecture_under_the_same_settings_is_refused(story, tmp_path):

@@ -1,7 +1,7 @@
 """The committed notebook: its file, its text, and the code that it teaches."""
 
-import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from conftest import ROOT, cell_sources, notebook_code, read_notebook
+from conftest import ROOT, cell_sources, notebook_code, read_notebook, some_images, tiny
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
@@ -147,7 +147,7 @@ def test_readme_example_runs_in_a_fresh_process(story, tmp_path):
     assert len(lines.strip().splitlines()) == 5
     (tmp_path / "output").mkdir()
     torch.manual_seed(0)
-    story.helpers.export_generator(story.Generator(12, (16,), True), tmp_path / "output" / "generator.pt2", 12)
+    story.helpers.export_generator(story.Generator(12, (16,)), tmp_path / "output" / "generator.pt2", 12)
     run = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "digits.png").stat().st_size > 0
@@ -157,44 +157,35 @@ def test_readme_example_runs_in_a_fresh_process(story, tmp_path):
 # The code that the notebook teaches
 
 
-def tiny(story, **changes):
-    return dataclasses.replace(story.Settings(), **{
-        **dict(epochs=2, train_images=200, batch_size=32, latent_dim=8, generator_widths=(32, 16),
-               discriminator_widths=(32, 16)), **changes})
-
-
 def play(story, settings, after_epoch=lambda state: None):
-    """A short run of the notebook's loop on random images; returns (averaged generator, discriminator, history)."""
-    story.helpers.seed_everything(settings.seed)
-    images = torch.rand(settings.train_images, 1, 28, 28) * 2 - 1
-    generator = story.Generator(settings.latent_dim, settings.generator_widths, settings.generator_batch_norm)
-    discriminator = story.Discriminator(settings.discriminator_widths)
-    state = story.train(generator, discriminator, images, settings, after_epoch)
-    return state.ema.module, discriminator, [{**record, "seconds": 0} for record in state.history]
+    """A short run of the notebook's loop on random images; returns the state and its history without times."""
+    state = story.train(*story.fresh_players(settings), some_images(settings.train_images), settings, after_epoch)
+    return state, [{**record, "seconds": 0} for record in state.history]
 
 
 def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(story):
     first, second = play(story, tiny(story)), play(story, tiny(story))
     other = play(story, tiny(story, seed=1))
-    for index in (0, 1):
-        weights = [run[index].state_dict() for run in (first, second, other)]
+    for name in ("generator", "discriminator", "ema_generator"):
+        weights = [getattr(state, name).state_dict() for state, _ in (first, second, other)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
-    assert first[2] == second[2] and len(first[2]) == 2
+    assert first[1] == second[1] and len(first[1]) == 2
 
 
 def test_after_epoch_does_not_disturb_the_run(story):
     """Drawing from the generator between epochs must leave the training as it is (mode, BatchNorm, randomness)."""
-    draw = lambda state: story.helpers.generate(state.ema, torch.zeros(4, 8))
-    assert play(story, tiny(story))[2] == play(story, tiny(story), draw)[2]
+    draw = lambda state: (story.helpers.generate(state.ema_generator, torch.zeros(4, 8)),
+                          story.helpers.generate(state.generator, torch.zeros(4, 8)))
+    assert play(story, tiny(story))[1] == play(story, tiny(story), draw)[1]
 
 
 def test_steps_against_torch_losses_and_who_moves(story):
     torch.manual_seed(0)
-    generator, discriminator = story.Generator(8, (16,), False), story.Discriminator((16,))
-    real, latent = torch.rand(6, 1, 28, 28) * 2 - 1, torch.randn(6, 8)
+    generator, discriminator = story.Generator(8, (16,)), story.Discriminator((16,))
+    real, fake = some_images(6), generator(torch.randn(6, 8))
     with torch.no_grad():
-        real_logits, fake_logits = discriminator(real), discriminator(generator(latent))
+        real_logits, fake_logits = discriminator(real), discriminator(fake)
     ones, zeros = torch.ones(6), torch.zeros(6)
     expected = (binary_cross_entropy_with_logits(real_logits, ones) + binary_cross_entropy_with_logits(fake_logits, zeros))
     before = [{k: v.clone() for k, v in net.state_dict().items()} for net in (generator, discriminator)]
@@ -202,17 +193,28 @@ def test_steps_against_torch_losses_and_who_moves(story):
                      for net, old in zip((generator, discriminator), before)]
 
     no_move = torch.optim.SGD(discriminator.parameters(), lr=0.0)
-    loss, on_real, on_fake = story.discriminator_step(generator, discriminator, no_move, real, latent, 0)
+    loss, on_real, on_fake = story.discriminator_step(discriminator, no_move, real, fake, 0)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.stack([on_real, on_fake]), torch.stack([real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]))
-    assert moved() == [False, False]
-    loss = story.generator_step(generator, discriminator, torch.optim.SGD(generator.parameters(), lr=0.1), latent)
+    torch.testing.assert_close(on_real, real_logits.sigmoid().mean())
+    torch.testing.assert_close(on_fake, fake_logits.sigmoid().mean())
+    assert moved() == [False, False] and all(parameter.grad is None for parameter in generator.parameters())
+    d_gradients = [parameter.grad.clone() for parameter in discriminator.parameters()]
+    loss = story.generator_step(generator, discriminator, torch.optim.SGD(generator.parameters(), lr=0.1), fake)
     torch.testing.assert_close(loss, binary_cross_entropy_with_logits(fake_logits, ones))
     assert moved() == [True, False]
-    assert all(parameter.requires_grad for parameter in discriminator.parameters())
+    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(discriminator.parameters(), d_gradients))
+    assert not any(value.requires_grad for value in (loss, on_real, on_fake))
     generator.load_state_dict(before[0])
-    story.discriminator_step(generator, discriminator, torch.optim.SGD(discriminator.parameters(), lr=0.1), real, latent, 0)
+    story.discriminator_step(discriminator, torch.optim.SGD(discriminator.parameters(), lr=0.1), real, fake, 0)
     assert moved() == [False, True]
+
+
+@pytest.mark.parametrize("shape", [(2,), (20,), (1, 8, 8), (3, 4, 4)], ids=str)
+def test_r1_penalty_of_a_linear_discriminator_is_its_squared_weight_for_any_shape_of_sample(story, shape):
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), 1)).double()
+    real = torch.randn(5, *shape, dtype=torch.float64)
+    torch.testing.assert_close(story.r1_penalty(linear, real), linear[1].weight.square().sum())
+    assert not real.requires_grad
 
 
 def test_r1_penalty_and_its_gradient_against_finite_differences(story):
@@ -241,36 +243,43 @@ def test_r1_penalty_and_its_gradient_against_finite_differences(story):
 
 def test_penalty_is_added_with_half_its_weight(story):
     torch.manual_seed(0)
-    generator, discriminator = story.Generator(8, (16,), False), story.Discriminator((16,))
-    real, latent = torch.rand(6, 1, 28, 28) * 2 - 1, torch.randn(6, 8)
+    generator, discriminator = story.Generator(8, (16,)), story.Discriminator((16,))
+    real, fake = some_images(6), generator(torch.randn(6, 8))
     weight = discriminator.layers[1].weight
     gradients = []
     for penalty_weight in (0, 3.0):
-        story.discriminator_step(generator, discriminator, torch.optim.SGD(discriminator.parameters(), lr=0.0), real, latent, penalty_weight)
+        no_move = torch.optim.SGD(discriminator.parameters(), lr=0.0)
+        story.discriminator_step(discriminator, no_move, real, fake, penalty_weight)
         gradients.append(weight.grad.clone())
     penalty, = torch.autograd.grad(story.r1_penalty(discriminator, real), weight)
     torch.testing.assert_close(gradients[1] - gradients[0], 1.5 * penalty, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
-def test_ema_against_the_recurrence(story, decay):
-    model = torch.nn.Linear(1, 1, bias=False)
-    average = story.AveragedModel(model, multi_avg_fn=story.ema_update(decay))
-    expected = None
-    for n in range(40):
-        with torch.no_grad():
-            model.weight.fill_(n * 0.37 % 1)
-        average.update_parameters(model)
+def test_average_against_the_recurrence(story, decay):
+    """Inside train: the average after n steps is d * average + (1 - d) * weights, d = min(decay, (1 + n) / (10 + n))."""
+    weights, averages, update = [], [], story.update_average
+
+    def spy(average, generator, share):
+        update(average, generator, share)
+        weights.append(generator.layers[0].weight[0, 0].item())
+        averages.append(average.layers[0].weight[0, 0].item())
+        assert torch.equal(average.layers[1].running_var, generator.layers[1].running_var)
+
+    try:
+        story.train.__globals__["update_average"] = spy
+        start = []
+        play(story, tiny(story, ema_decay=decay),
+             lambda state: start.append(state.ema_generator.layers[0].weight[0, 0].item()))
+    finally:
+        story.train.__globals__["update_average"] = update
+    expected = start[0]
+    assert len(weights) == 14
+    for n, (weight, average) in enumerate(zip(weights, averages)):
         d = min(decay, (1 + n) / (10 + n))
-        expected = model.weight.item() if n == 0 else d * expected + (1 - d) * model.weight.item()
-    assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_without_averaging_the_average_is_the_generator(story):
-    kept = {}
-    averaged, _, _ = play(story, tiny(story, ema_decay=0.0), lambda state: kept.update(generator=state.generator))
-    for ours, theirs in zip(averaged.state_dict().values(), kept["generator"].state_dict().values()):
-        assert torch.equal(ours, theirs)
+        expected = d * expected + (1 - d) * weight
+        assert average == pytest.approx(expected, rel=1e-5, abs=1e-8)
+    assert decay or averages == weights  # without averaging the average is the generator
 
 
 def test_textbook_recipe_is_one_replace_away(story):
@@ -281,10 +290,58 @@ def test_textbook_recipe_is_one_replace_away(story):
     assert rates == [[2e-4]] * 3
 
 
-def test_learning_rate_falls_to_zero(story):
+def test_learning_rate_falls_to_zero_in_both_optimizers(story):
     rates = []
-    play(story, tiny(story, epochs=4, decay_from=0.5), lambda state: rates.append(state.d_optimizer.param_groups[0]["lr"]))
-    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3, 0])
+    after = lambda state: rates.append([opt.param_groups[0]["lr"] for opt in (state.g_optimizer, state.d_optimizer)])
+    play(story, tiny(story, epochs=4, decay_from=0.5, learning_rate=3e-3), after)  # 28 steps; the last of each epoch
+    expected = [3e-3 * min(1, (1 - step / 28) / 0.5) for step in (6, 13, 20, 27)]
+    assert rates[1:] == [[pytest.approx(rate)] * 2 for rate in expected]
+
+
+def test_nothing_is_read_from_or_copied_to_the_device_between_reports(story, monkeypatch):
+    """Counted by the operations that the loop calls: values come to Python only where `report` asks, every 50 steps."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        reads = copies = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.reads += function is torch.ops.aten._local_scalar_dense.default
+            self.copies += function is torch.ops.aten._to_copy.default and "device" in (kwargs or {})
+            return function(*args, **(kwargs or {}))
+
+    settings, reports = tiny(story, epochs=1, train_images=2_400, batch_size=16), []  # 150 steps
+    monkeypatch.setattr(story.helpers, "check_finite", lambda values, what: reports.append(what))
+    monkeypatch.setitem(story.train.__globals__, "precision", torch.float32)  # autocast's casts look like copies
+    players, images = story.fresh_players(settings), some_images(settings.train_images)
+    with Counter() as counter:
+        story.train(*players, images, settings, lambda state: None)
+    assert (counter.reads, counter.copies) == (0, 0)  # `tolist` of a whole tensor, in reports, is neither
+    assert reports == ["steps 1 to 50", "steps 51 to 100", "steps 101 to 150", "steps 151 to 150"]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_training_at_both_precisions(story, monkeypatch, precision):
+    """The weights, their gradients and the losses stay float32; only the matrix products change."""
+    monkeypatch.setitem(story.train.__globals__, "precision", precision)
+    seen, step = set(), story.discriminator_step
+
+    def spy(discriminator, optimizer, real, fake, penalty_weight):
+        with torch.no_grad():
+            seen.add(discriminator.layers[:2](real).dtype if precision == torch.float32 else
+                     torch.autocast("cpu", precision)(fresh.layers[:2])(real).dtype)
+        values = step(discriminator, optimizer, real, fake, penalty_weight)
+        assert all(value.dtype == torch.float32 for value in values) and not torch.is_autocast_enabled("cpu")
+        return values
+
+    settings = tiny(story)
+    fresh = story.Discriminator(settings.discriminator_widths)
+    monkeypatch.setitem(story.train.__globals__, "discriminator_step", spy)
+    state, history = play(story, settings)
+    assert seen == {precision} and len(history) == 2
+    for network in (state.generator, state.discriminator, state.ema_generator):
+        assert all(value.dtype in (torch.float32, torch.int64) and value.isfinite().all()
+                   for value in network.state_dict().values())
 
 
 @pytest.mark.parametrize("bad, value, allowed", [
@@ -319,40 +376,45 @@ def test_infinite_loss_stops_within_50_steps_and_keeps_what_was_recorded(story):
 # Convolutions, play, exercises
 
 
-@pytest.fixture(scope="module")
-def later():
-    """The definitions of the later chapters too."""
-    from conftest import DEFINITIONS
-    from types import SimpleNamespace
-    return SimpleNamespace(**notebook_code([*DEFINITIONS, "conv-generator", "conv-discriminator", "write-number"]))
-
-
-def test_convolutional_players_double_and_halve_and_go_through_the_same_loop(later):
-    settings = tiny(later, generator_widths=(16, 8, 8, 4), discriminator_widths=(4, 8, 8, 16), train_images=64)
-    generator = later.ConvGenerator(8, settings.generator_widths)
-    discriminator = later.ConvDiscriminator(settings.discriminator_widths)
-    sizes = [layer(torch.zeros(1, layer.in_channels, n, n)).shape[-1]
-             for n, layer in zip((1, 2, 4, 8, 16), [m for m in generator.layers if isinstance(m, torch.nn.ConvTranspose2d)])]
-    assert sizes == [2, 4, 8, 16, 32]
-    drawn = generator(torch.randn(5, 8))
-    assert drawn.shape == (5, 1, 32, 32) and drawn.abs().max() < 1
-    logits = discriminator(drawn)
+def test_convolutional_players_double_and_halve_and_go_through_the_same_loop(story):
+    settings = tiny(story, generator_widths=(16, 8, 8, 4), discriminator_widths=(4, 8, 8, 16), train_images=64)
+    generator, discriminator = story.fresh_players(settings, story.ConvGenerator, story.ConvDiscriminator)
+    sizes, image = [], torch.randn(5, 8)
+    for layer in generator.layers:
+        image = layer(image)
+        sizes += [image.shape[-1]] if isinstance(layer, torch.nn.ConvTranspose2d) else []
+    assert sizes == [2, 4, 8, 16, 32] and image.shape == (5, 1, 32, 32) and image.abs().max() < 1
+    logits = discriminator(image)
     assert logits.shape == (5,)
-    torch.testing.assert_close(logits[3:4], discriminator(drawn[3:4]))  # no verdict depends on its neighbours
-    state = later.train(generator, discriminator, torch.rand(64, 1, 32, 32) * 2 - 1, settings, lambda state: None)
-    assert len(state.history) == 2 and not torch.equal(state.ema.module(torch.ones(2, 8)), drawn[:2])
+    torch.testing.assert_close(logits[3:4], discriminator(image[3:4]))  # no verdict depends on its neighbours
+    state = story.train(generator, discriminator, some_images(64, 32), settings, lambda state: None)
+    assert len(state.history) == 2 and not torch.equal(state.ema_generator(torch.ones(2, 8)), image[:2])
 
 
-def test_write_number_takes_the_most_convincing_drawings_of_each_digit(later, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", ["MLP", "DCGAN"])
+def test_a_few_steps_move_every_weight_of_both_networks(story, kind):
+    """No weight is dead: none that the arithmetic of kernel, stride and padding leaves without a gradient."""
+    settings = tiny(story, train_images=64, generator_widths=(16, 8, 8, 4), discriminator_widths=(4, 8, 8, 16))
+    classes, size = ((), 28) if kind == "MLP" else ((story.ConvGenerator, story.ConvDiscriminator), 32)
+    players = story.fresh_players(settings, *classes)
+    before = [{name: value.detach().clone() for name, value in player.named_parameters()} for player in players]
+    story.train(*players, some_images(64, size), settings, lambda state: None)
+    for player, old in zip(players, before):
+        for name, value in player.named_parameters():
+            assert (value != old[name]).double().mean() > 0.95, name  # a ReLU may sleep; a dead layer has 25 %
+
+
+def test_write_number_takes_the_most_convincing_drawings_of_each_digit(story, monkeypatch, capsys):
     """With a 'generator' that draws given images and a 'judge' whose certainty is known, the picks are known."""
     certainty = torch.zeros(40, 10)
     certainty[:, 2], certainty[:, 6] = torch.linspace(0, 0.9, 40), torch.linspace(0.8, 0, 40)
     draw = lambda latent: torch.linspace(-1, 1, 40)[:, None, None, None].expand(40, 1, 28, 28)
-    reading = later.helpers.Reading(torch.zeros(40, 64), certainty)
-    monkeypatch.setattr(later.helpers, "read_images", lambda judge, images: reading)
+    reading = story.helpers.Reading(torch.zeros(40, 64), certainty)
+    monkeypatch.setattr(story.helpers, "read_images", lambda judge, images: reading)
     from types import SimpleNamespace
     write = notebook_code(["write-number"])["write_number"]
-    write.__globals__.update(helpers=later.helpers, torch=torch, device="cpu", settings=SimpleNamespace(latent_dim=3),
+    write.__globals__.update(helpers=story.helpers, torch=torch, settings=SimpleNamespace(latent_dim=3),
+                             draw_latent=lambda n, latent_dim: torch.randn(n, latent_dim),
                              reference=SimpleNamespace(judge=None))
     picture = write("262", draw, handwritings=2, drawings=40)
     rank = ((picture[:, 0, 0, 0] + 1) / 2 * 39).round().int().tolist()

@@ -38,6 +38,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 DATA_FOLDER = Path(__file__).resolve().parent / "data"
+SAMPLE_FILE = DATA_FOLDER.parent / ".github" / "sample_generated_digits.png"  # what an earlier full run drew
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -422,25 +423,38 @@ def _few_greys(grid):
     return grid.point([round(round(grey * 11 / 255) * 255 / 11) for grey in range(256)])
 
 
-def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Sequence[object] = ()) -> plt.Figure:
-    """A grid of images under one title, pixel for pixel and in 12 greys: small enough to stand in a column of many.
+PAGE = 9.6  # inches, the width of a full picture; at 100 pixels an inch
+
+
+def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Sequence[object] = (),
+              row_labels: Sequence[object] = (), column_labels: Sequence[object] = (), scale: int = 2) -> plt.Figure:
+    """A grid of images under one title, in 12 greys.
 
     Args:
         images: (N, 1, H, W) in [-1, 1].
         columns: images to a row.
         labels: one an image, written in its corner; none where empty.
+        row_labels, column_labels: one a row, written to its left, and one a column, written above it.
+        scale: how many pixels of the picture a pixel of an image is wide and high; 1 makes a low grid, of which many
+            can stand in a column.
     """
-    grid = np.asarray(_few_greys(_grid_image(images, columns)))
-    margin = 20 if title else 0
+    grid = _few_greys(_grid_image(images, columns))
+    grid = np.asarray(grid.resize((grid.width * scale, grid.height * scale), resample=0))  # 0: nearest pixel
+    margin = (20 if title else 0) + (16 if len(column_labels) else 0)
     figure = plt.figure(figsize=(grid.shape[1] / 100, (grid.shape[0] + margin) / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, grid.shape[0] / (grid.shape[0] + margin)))
     axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="none")
     axes.axis("off")
-    axes.set_title(title, fontsize=8, pad=3)
+    axes.set_title(title, fontsize=8 if scale == 1 else 10, pad=margin - 16 if margin else 0)
+    height, width = (images.shape[-2] + 2) * scale, (images.shape[-1] + 2) * scale
     for index, label in enumerate(labels):
         row, column = divmod(index, columns)
-        axes.text(column * (images.shape[-1] + 2) + 3, row * (images.shape[-2] + 2) + 3, str(label), color="gold",
-                  fontsize=7, va="top")
+        axes.text(column * width + 3 * scale, row * height + 3 * scale, str(label), color="gold",
+                  fontsize=6 + scale, va="top")
+    for row, label in enumerate(row_labels):
+        axes.text(-6, (row + 0.5) * height, str(label), ha="right", va="center", fontsize=9)
+    for column, label in enumerate(column_labels):
+        axes.text((column + 0.5) * width, -3, str(label), ha="center", va="bottom", fontsize=8)
     return figure
 
 
@@ -451,9 +465,12 @@ def plot_grids(named: dict[str, torch.Tensor], columns: int) -> plt.Figure:
         named: title = images (N, 1, H, W) in [-1, 1].
         columns: images to a row of each grid.
     """
-    figure, all_axes = plt.subplots(1, len(named), figsize=(3.6 * len(named), 3.8), layout="constrained", squeeze=False)
-    for axes, (name, images) in zip(all_axes[0], named.items()):
-        axes.imshow(_grid_image(images, columns), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    grids = {name: _few_greys(_grid_image(images, columns)) for name, images in named.items()}
+    width = PAGE / len(grids)
+    height = max(width * grid.height / grid.width for grid in grids.values())
+    figure, all_axes = plt.subplots(1, len(grids), figsize=(PAGE, height + 0.3), layout="constrained", squeeze=False)
+    for axes, (name, grid) in zip(all_axes[0], grids.items()):
+        axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(name, fontsize=10)
         axes.axis("off")
     return figure
@@ -472,10 +489,10 @@ def plot_history(history: Sequence[dict], series: dict[str, str], ylabel: str, l
     """
     if not history:
         raise ValueError("history is empty: there is nothing to plot before the first epoch has ended")
-    figure, axes = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(PAGE, 2.8), layout="constrained")
     epochs = [record["epoch"] for record in history]
     for key, name in series.items():
-        axes.plot(epochs, [record[key] for record in history], label=name, marker="." if len(epochs) < 10 else "")
+        axes.plot(epochs, [record[key] for record in history], label=name, marker="." if len(epochs) < 20 else "")
     axes.axhline(level[0], color="gray", linestyle="--", linewidth=1, label=level[1])
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -483,7 +500,7 @@ def plot_history(history: Sequence[dict], series: dict[str, str], ylabel: str, l
     return figure
 
 
-def plot_filmstrip(snapshots: Sequence[torch.Tensor], epochs: Sequence[int], digits: int = 16) -> plt.Figure:
+def plot_filmstrip(snapshots: Sequence[torch.Tensor], epochs: Sequence[int], digits: int = 14) -> plt.Figure:
     """The same latent vectors at chosen epochs, one row an epoch.
 
     Args:
@@ -496,14 +513,142 @@ def plot_filmstrip(snapshots: Sequence[torch.Tensor], epochs: Sequence[int], dig
     """
     absent = [epoch for epoch in epochs if not 0 <= epoch < len(snapshots)]
     if absent or not epochs:
-        raise ValueError(f"epochs = {list(epochs)} cannot be shown: there are snapshots of 0 to {len(snapshots) - 1}")
+        raise ValueError(f"epochs = {list(epochs)} cannot be shown: there are snapshots of 0 to {len(snapshots) - 1} "
+                         "(none at all before the first epoch has ended)")
     rows = from_uint8(torch.cat([snapshots[epoch][:digits] for epoch in epochs]))
-    columns = len(rows) // len(epochs)
-    figure = plot_grid(rows, columns)
-    axes = figure.axes[0]
-    for row, epoch in enumerate(epochs):
-        axes.text(-6, (row + 0.5) * (rows.shape[-2] + 2), f"epoch {epoch}", ha="right", va="center", fontsize=9)
+    return plot_grid(rows, len(rows) // len(epochs), row_labels=[f"epoch {epoch}" for epoch in epochs])
+
+
+def plot_pairs(tops: torch.Tensor, bottoms: torch.Tensor, names: tuple[str, str], captions: Sequence[str],
+               signed: bool = False) -> plt.Figure:
+    """Two rows of images, one above the other in pairs, with a caption under each pair.
+
+    Args:
+        tops, bottoms: (N, 1, H, W); the former in [-1, 1].
+        names: of the two rows.
+        signed: draw each lower image in blue (negative) over white (0) to red (positive), on a scale of its own.
+    """
+    figure, axes = plt.subplots(2, len(tops), figsize=(PAGE, 0.4 + 2 * PAGE / len(tops)), layout="constrained")
+    for column, (top, bottom, caption) in enumerate(zip(tops.cpu(), bottoms.cpu(), captions)):
+        most = bottom.abs().max().item() if signed else 1
+        axes[0, column].imshow(top[0], cmap="gray", vmin=-1, vmax=1)
+        axes[1, column].imshow(bottom[0], cmap="bwr" if signed else "gray", vmin=-most, vmax=most)
+        axes[1, column].set_xlabel(caption, fontsize=9)
+    for row in range(2):
+        axes[row, 0].set_ylabel(names[row])
+    for one in axes.flat:
+        one.set(xticks=[], yticks=[])
     return figure
+
+
+def plot_game(real: torch.Tensor, fake: torch.Tensor) -> plt.Figure:
+    """The diagram of the game, with one real and one forged image (1, H, W) in [-1, 1] in its boxes."""
+    figure, axes = plt.subplots(figsize=(PAGE, 3.5), layout="constrained")
+    axes.set(xlim=(0, 16.4), ylim=(-0.6, 5.6), aspect="equal")
+    axes.axis("off")
+    boxes = {}
+    for name, x, y, width, height, color, text in [
+            ("z", 1.3, 1.5, 1.9, 1.3, "#eeeeee", "latent $z$:\nrandom\nnumbers"),
+            ("G", 4.6, 1.5, 2.2, 1.3, "#cfe5ff", "generator\n$G$"),
+            ("fake", 7.9, 1.5, 1.7, 1.7, "#eeeeee", ""), ("real", 7.9, 4.4, 1.7, 1.7, "#eeeeee", ""),
+            ("D", 11.4, 2.95, 2.5, 1.3, "#ffe0c2", "discriminator\n$D$"),
+            ("verdict", 15, 2.95, 2, 1.3, "#eeeeee", "verdict:\nreal or fake?")]:
+        boxes[name] = axes.add_patch(plt.Rectangle((x - width / 2, y - height / 2), width, height, facecolor=color,
+                                                   edgecolor="#555555", zorder=2))
+        axes.text(x, y, text, ha="center", va="center", zorder=4)
+    for name, image in [("fake", fake), ("real", real)]:
+        x, y = boxes[name].get_center()
+        axes.imshow(image.cpu()[0], cmap="gray", vmin=-1, vmax=1, zorder=3,
+                    extent=(x - 0.75, x + 0.75, y - 0.75, y + 0.75))
+    axes.set(xlim=(0, 16.4), ylim=(-0.6, 5.6))
+    axes.text(6.9, 4.4, "real image $x$", ha="right", va="center")
+    axes.text(7.9, 0.45, "fake image $G(z)$", ha="center", va="top")
+    for start, end, bend, color, dashes in [
+            ("z", "G", 0, "#333333", "-"), ("G", "fake", 0, "#333333", "-"), ("fake", "D", 0, "#333333", "-"),
+            ("real", "D", 0, "#333333", "-"), ("D", "verdict", 0, "#333333", "-"),
+            ("verdict", "D", 0.75, "#d9660a", "--"), ("verdict", "D", -0.75, "#1f6fc4", "--"),
+            ("D", "fake", -0.45, "#1f6fc4", "--"), ("fake", "G", -0.9, "#1f6fc4", "--")]:
+        axes.annotate("", boxes[end].get_center(), boxes[start].get_center(), zorder=1.5, arrowprops=dict(
+            arrowstyle="-|>", color=color, linestyle=dashes, patchA=boxes[start], patchB=boxes[end], shrinkA=0,
+            shrinkB=0, connectionstyle=f"arc3,rad={bend}"))
+    axes.text(13.2, 4.75, "$D$'s gradient: tell them apart", color="#d9660a", ha="center")
+    axes.text(12.2, 0.35, "$G$'s gradient, through $D$:\nbe taken for real", color="#1f6fc4", va="center")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The plane
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaneFrame:
+    """One moment of a game in the plane: D's probability of 'real' on a square, (S, S), and G's points, (N, 2)."""
+
+    step: int
+    probability: torch.Tensor
+    points: torch.Tensor
+
+
+PLANE = 3.0  # the square that is drawn reaches from -PLANE to PLANE
+
+
+def plane_places(size: int = 61) -> torch.Tensor:
+    """The places at which the square is looked at: (size * size, 2), row by row from the lower left corner."""
+    line = torch.linspace(-PLANE, PLANE, size)
+    return torch.cartesian_prod(line, line).flip(1)
+
+
+def plane_frame(step: int, verdict: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor) -> PlaneFrame:
+    """Look at a game in the plane: `verdict` gives D's logits (N,) for places (N, 2)."""
+    with torch.no_grad():
+        probability = verdict(plane_places().to(points.device)).sigmoid().cpu()
+    size = math.isqrt(len(probability))
+    return PlaneFrame(step, probability.view(size, size), points.detach().cpu())
+
+
+def _draw_plane(axes: plt.Axes, values: torch.Tensor, points: torch.Tensor | None, **options: Any) -> Any:
+    axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE))
+    if points is not None:
+        axes.scatter(*points.T, s=2, color="black", linewidths=0)
+    return axes.imshow(values, origin="lower", extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="bilinear",
+                       **{"cmap": "coolwarm", "vmin": 0, "vmax": 1, **options})
+
+
+def plot_plane(frames: Sequence[PlaneFrame]) -> plt.Figure:
+    """Moments of a game in the plane side by side: D's probability of 'real' in colours, G's points in black."""
+    size = (PAGE, 0.3 + 0.94 * PAGE / len(frames))
+    figure, all_axes = plt.subplots(1, len(frames), figsize=size, layout="constrained", squeeze=False)
+    for axes, frame in zip(all_axes[0], frames):
+        shown = _draw_plane(axes, frame.probability, frame.points)
+        axes.set_title(f"step {frame.step:,}", fontsize=9)
+    figure.colorbar(shown, ax=all_axes[0], shrink=0.9, label="$D$: 'real'")
+    return figure
+
+
+def plot_plane_maps(named: dict[str, torch.Tensor]) -> plt.Figure:
+    """Maps of the plane, each (S, S) with values in [0, 1], side by side under their names."""
+    size = (PAGE, 0.3 + 0.9 * PAGE / len(named))
+    figure, all_axes = plt.subplots(1, len(named), figsize=size, layout="constrained", squeeze=False)
+    for axes, (name, values) in zip(all_axes[0], named.items()):
+        shown = _draw_plane(axes, values, None)
+        axes.set_title(name, fontsize=10)
+    figure.colorbar(shown, ax=all_axes[0], shrink=0.9)
+    return figure
+
+
+def plane_film(frames: Sequence[PlaneFrame], max_frames: int = 24) -> bytes:
+    """The film of a game in the plane as an animated PNG: at most so many frames, the last one held for 2 s."""
+    pictures = []
+    for index in np.unique(np.linspace(0, len(frames) - 1, min(max_frames, len(frames))).round().astype(int)):
+        figure = plt.figure(figsize=(3.2, 3.4), dpi=100)
+        axes = figure.add_axes((0.01, 0.01, 0.98, 0.92))
+        _draw_plane(axes, frames[index].probability, frames[index].points)
+        axes.set_title(f"step {frames[index].step:,}", fontsize=9, pad=3)
+        figure.canvas.draw()
+        picture = to_pil_image(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+        pictures.append(picture.quantize(48) if not pictures else picture.quantize(palette=pictures[0], dither=0))
+        plt.close(figure)
+    return _film(pictures, 6.0)
 
 
 def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int = 2) -> None:
@@ -511,6 +656,21 @@ def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int =
     grid = _grid_image(images, columns)
     with write_beside(path) as beside:
         grid.resize((grid.width * scale, grid.height * scale), resample=0).save(beside)  # 0: nearest pixel
+
+
+def load_grid(path: Path | str, size: int, scale: int = 2) -> torch.Tensor:
+    """The images of a PNG that `save_grid` wrote, (N, 1, size, size) in [-1, 1] up to half a grey level.
+
+    Raises:
+        ValueError: the picture's sides do not fit such a grid.
+    """
+    grey = torch.from_numpy(plt.imread(path)).mul(255).round().to(torch.uint8)[::scale, ::scale]
+    cell = size + 2
+    if any(side < cell + 2 or (side - 2) % cell for side in grey.shape):
+        raise ValueError(f"'{path}' is no grid of images of {size} x {size} at scale {scale}: "
+                         f"it has {grey.shape[0]} x {grey.shape[1]} pixels of such a size")
+    cells = grey[2:, 2:].unfold(0, cell, cell).unfold(1, cell, cell)[:, :, :size, :size]
+    return from_uint8(cells.reshape(-1, 1, size, size))
 
 
 def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, digits: int = 32, columns: int = 8,
@@ -538,11 +698,16 @@ def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, digits: 
     chosen = np.unique(np.linspace(0, len(snapshots) - 1, min(max_frames, len(snapshots))).round().astype(int))
     frames = [_few_greys(_grid_image(from_uint8(snapshots[index][:digits]), columns)) for index in chosen]
     durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [2000]
+    with write_beside(path) as beside:  # the ending tells the format
+        frames[0].save(beside, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return _film(frames, seconds)
+
+
+def _film(frames: Sequence[Any], seconds: float) -> bytes:
+    """PIL images as an animated PNG that runs so long, then holds its last frame for 2 s; looping."""
     film = io.BytesIO()
-    options = dict(save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    frames[0].save(film, format="PNG", **options)
-    with write_beside(path) as beside:
-        frames[0].save(beside, **options)  # the ending tells the format
+    durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [2000]
+    frames[0].save(film, format="PNG", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return film.getvalue()
 
 
@@ -642,7 +807,7 @@ class Reading:
         return self.probabilities.argmax(dim=1).bincount(minlength=10)
 
 
-def read_images(judge: Judge, images: torch.Tensor) -> Reading:
+def judge_images(judge: Judge, images: torch.Tensor) -> Reading:
     """Let the judge read images in [-1, 1], in chunks, on the CPU.
 
     Args:
@@ -744,23 +909,23 @@ class Reference:
 def make_reference(images: torch.Tensor, judge: Judge | None = None) -> Reference:
     """The real side of every score, from images (N, 1, 28, 28): the test set, or as many of it as are to be used."""
     judge = judge or load_judge()
-    reading = read_images(judge, images)
+    reading = judge_images(judge, images)
     return Reference(judge, reading, neighbour_radii(reading.features))
 
 
 def frechet_of_images(reference: Reference, images: torch.Tensor) -> float:
     """The Fréchet distance alone, cheap enough to be taken during training. Fewer images give a larger distance."""
-    return frechet_distance(reference.reading.features, read_images(reference.judge, images).features)
+    return frechet_distance(reference.reading.features, judge_images(reference.judge, images).features)
 
 
 def score_images(reference: Reference, images: torch.Tensor) -> dict:
-    """All scores of images in [-1, 1], read as by `read_images`, against the real ones of `reference`.
+    """All scores of images in [-1, 1], read as by `judge_images`, against the real ones of `reference`.
 
     Returns:
         frechet (0 is best), precision, recall, coverage, confident (shares in 0..1), kl (nats), histogram (10 counts),
         samples (N). `confident` is the share that the judge reads with a probability over 0.95.
     """
-    reading, real = read_images(reference.judge, images), reference.reading
+    reading, real = judge_images(reference.judge, images), reference.reading
     frechet = frechet_distance(real.features, reading.features)
     precision, recall, coverage = precision_recall_coverage(real.features, reading.features, real_radii=reference.radii)
     confident = (reading.probabilities.amax(dim=1) > 0.95).double().mean().item()
@@ -789,15 +954,21 @@ def format_scoreboard(rows: dict[str, dict]) -> str:
 
 
 def plot_scoreboard(rows: dict[str, dict]) -> plt.Figure:
-    """The same rows as pictures: Fréchet distance (logarithmic) and each row's histogram of digits."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.5 + 0.42 * len(rows)), layout="constrained")
-    left.barh(list(rows), [row["frechet"] for row in rows.values()], color="#1f6fc4")
-    left.set(xscale="log", xlabel="Fréchet distance (lower is better)")
-    left.invert_yaxis()
+    """The same rows as pictures: Fréchet distance as a dot (logarithmic), and each row's histogram of digits."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 0.8 + 0.36 * len(rows)), layout="constrained")
+    distances = [row["frechet"] for row in rows.values()]
+    left.plot(distances, range(len(rows)), "o", color="#1f6fc4")
+    for height, distance in enumerate(distances):
+        left.annotate(f"{distance:.2f}", (distance, height), (6, 0), textcoords="offset points", va="center",
+                      fontsize=8)
+    left.set(xscale="log", xlabel="Fréchet distance (lower is better)", ylim=(len(rows) - 0.5, -0.5))
+    left.set_yticks(range(len(rows)), rows)
+    left.margins(x=0.2)
+    left.grid(axis="x", alpha=0.3)
     shares = [[count / sum(row["histogram"]) for count in row["histogram"]] for row in rows.values()]
     shown = right.imshow(shares, cmap="Blues", vmin=0, vmax=0.2, aspect="auto")
     right.set(xticks=range(10), yticks=[], xlabel="share of each digit, as the judge reads it")
-    figure.colorbar(shown, ax=right, format=lambda share, _: f"{share:.0%}")
+    figure.colorbar(shown, ax=right, extend="max", format=lambda share, _: f"{share:.0%}")
     return figure
 
 
@@ -868,6 +1039,24 @@ def generate(generator: Callable[[torch.Tensor], torch.Tensor], latent: torch.Te
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Saving and exporting
+
+
+def steepness(generator: Callable[[torch.Tensor], torch.Tensor], latent: torch.Tensor, directions: int = 8,
+              step: float = 0.05) -> torch.Tensor:
+    """How fast the images change with the latent: an estimate of the norm of the generator's Jacobian, float32 (N,).
+
+    The root mean square, over random directions of length 1, of the change of the image over the step; finite
+    differences (Tanielian, Issenhuth, Dohmatob and Mary, 2020, who take the same norm for the same purpose).
+
+    Args:
+        latent: (N, latent size), on the generator's device.
+    """
+    here, squares = generate(generator, latent), 0
+    for _ in range(directions):
+        direction = functional.normalize(torch.randn_like(latent), dim=1)
+        there = generate(generator, latent + step * direction)
+        squares = squares + ((there - here) / step).square().flatten(1).sum(dim=1)
+    return (squares / directions).sqrt()
 
 
 def output_folder(quick: bool) -> Path:

@@ -2,11 +2,11 @@
 
     python tests/benchmark.py
 
-Trains the notebook's networks with its losses, penalty and EMA, at its batch size, three ways in alternation: through a
-plain DataLoader + ToTensor + Normalize loop in float32, through the notebook's loop in float32, and through the
-notebook's loop at the precision it chooses here. Each run is a process of its own. Prints the median images a second of
-each, the ratios, the peak memory, and what fraction of this machine's matrix-multiply peak each reaches; then what
-the scores cost.
+Trains the notebook's networks with its losses, penalty and average, at its batch size, four ways in alternation: through
+a plain DataLoader + ToTensor + Normalize loop in float32, through the notebook's loop in float32 without and with what
+`tune_cpu` does about memory, and at the precision it chooses here. Each run is a process of its own. Prints the median images
+a second of each, the ratios, the peak memory, and what fraction of this machine's matrix-multiply peak each reaches;
+then what the scores cost.
 
     python tests/benchmark.py --quality
 
@@ -15,15 +15,19 @@ loop and through the notebook's loop. Prints their scores and the time each took
 
     python tests/benchmark.py --dcgan
 
-Trains the DCGAN for as long as the perceptron takes, with two seeds, and for twice as long.
+Trains the DCGAN of the notebook with three seeds.
 
     python tests/benchmark.py --ablation 60
 
 Trains the notebook's recipe, and the same with one ingredient changed at a time, for 60 seconds each.
+
+All obey GAN_PRECISION=float32, print the machine's rate of square matrix products, by which times of two machines compare,
+and take `--seeds 0 1 2`.
 """
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import io
 import json
@@ -40,17 +44,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 WARM_UP_BATCHES = 30
 
 
-def matmul_flops_per_image(latent_dim, generator_widths, discriminator_widths, r1_interval):
+def matmul_flops_per_image(latent_dim, generator_widths, discriminator_widths, r1_interval, shared_fakes=True):
     """Floating-point operations of the matrix products that one training image costs, counted from the layer sizes.
 
     A product of (n, a) with (a, b) costs 2 n a b. A linear layer has three: its output, the gradient of its weights,
     the gradient of its input (which the first layer of a network that learns from its input does not need).
-    r1_interval 0 means no penalty.
+    r1_interval 0 means no penalty; shared_fakes, that both players use one batch of fakes.
     """
     products = lambda sizes: [2 * a * b for a, b in zip(sizes, sizes[1:])]
     g = products([latent_dim, *generator_widths, 784])
     d = products([784, *discriminator_widths, 1])
-    d_step = 2 * (2 * sum(d) + sum(d[1:]))  # real and fake through D, forwards and backwards
+    d_step = 2 * (2 * sum(d) + sum(d[1:])) + (0 if shared_fakes else sum(g))  # real and fake through D, forwards and backwards
     g_step = sum(g) + sum(d) + sum(d) + 2 * sum(g) - g[0]  # forwards through both, back through D's inputs and all of G
     # The penalty: forwards, back to the pixels, and for each of the latter's products two of the second derivative.
     penalty = 4 * sum(d) / r1_interval if r1_interval else 0
@@ -80,10 +84,10 @@ def plain_loop(story, settings):
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     loader = DataLoader(datasets.MNIST(str(ROOT / "data"), train=True, download=True, transform=transform),
                         batch_size=settings.batch_size, shuffle=True, drop_last=True)
-    generator, discriminator = networks(story, settings)
+    generator, discriminator = story.fresh_players(settings)
     adam = lambda network: torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=settings.betas)
     g_optimizer, d_optimizer = adam(generator), adam(discriminator)
-    ema = story.AveragedModel(generator, multi_avg_fn=story.ema_update(settings.ema_decay))
+    average = copy.deepcopy(generator)
     step = 0
     while True:
         for real, _ in loader:
@@ -99,7 +103,7 @@ def plain_loop(story, settings):
             g_loss.backward()
             g_optimizer.step()
             if settings.ema_decay:
-                ema.update_parameters(generator)
+                story.update_average(average, generator, min(settings.ema_decay, (1 + step) / (10 + step)))
             d_loss.item(), g_loss.item()
             step += 1
             yield generator
@@ -109,16 +113,6 @@ def silent_train(story, *arguments):
     """The notebook's loop without its progress line, which would run through the tables printed here."""
     with contextlib.redirect_stdout(io.StringIO()):
         return story.train(*arguments)
-
-
-def networks(story, settings):
-    import torch
-    if settings.name == "dcgan":
-        players = (story.ConvGenerator(settings.latent_dim, settings.generator_widths),
-                   story.ConvDiscriminator(settings.discriminator_widths))
-        return [player.apply(story.init_weights).to(memory_format=torch.channels_last) for player in players]
-    return (story.Generator(settings.latent_dim, settings.generator_widths, settings.generator_batch_norm),
-            story.Discriminator(settings.discriminator_widths))
 
 
 def peak_memory():
@@ -145,13 +139,14 @@ def measure(variant, image_count):
     if variant == "scores":
         return measure_scores()
     import torch
+    import gan_helpers
+    if variant in ("plain", "untuned"):
+        gan_helpers.tune_cpu = lambda: torch.set_flush_denormal(variant == "untuned")
     from conftest import notebook_code
     story = argparse.Namespace(**notebook_code())
-    torch.manual_seed(0)
     settings = story.Settings()
     batches = image_count // settings.batch_size
     if variant == "plain":
-        torch.set_flush_denormal(False)
         loop = plain_loop(story, settings)
         for _ in range(WARM_UP_BATCHES):
             next(loop)
@@ -161,30 +156,38 @@ def measure(variant, image_count):
         seconds = time.perf_counter() - start
     else:
         images, _ = story.helpers.load_mnist(train=True)
-        records = []
         for count in (WARM_UP_BATCHES, batches):
             count *= settings.batch_size
             one = dataclasses.replace(settings, epochs=1, train_images=count)
-            silent_train(story, *networks(story, one), images[:count], one, lambda state: records.extend(state.history))
-        seconds = records[-1]["seconds"]
+            state = silent_train(story, *story.fresh_players(one), images[:count], one, lambda state: None)
+        seconds = state.history[-1]["seconds"]
     flops = matmul_flops_per_image(settings.latent_dim, settings.generator_widths, settings.discriminator_widths,
-                                   settings.r1_interval if settings.r1_gamma else 0)
+                                   settings.r1_interval if settings.r1_gamma else 0, shared_fakes=variant != "plain")
     speed = batches * settings.batch_size / seconds
     dtype = torch.float32 if variant == "plain" else story.precision
     memory = peak_memory()
     print("RESULT" + json.dumps(dict(speed=speed, memory=memory, peak_share=speed * flops / matmul_peak(dtype),
-                                     machine=story.helpers.describe_device(story.device, story.precision))))
+                                     machine=describe(story))))
+
+
+def describe(story):
+    """The machine and its rate of square matrix products, for the head of every table."""
+    import torch
+    rates = f"{matmul_peak(torch.float32) / 1e9:.0f} GFLOP/s in float32"
+    if story.precision != torch.float32:
+        rates += f", {matmul_peak(story.precision) / 1e9:.0f} in {str(story.precision).removeprefix('torch.')}"
+    return f"{story.helpers.describe_device(story.device, story.precision)}; square matrix products: {rates}"
 
 
 # What most tutorials copy.
 TEXTBOOK = dict(latent_dim=100, generator_widths=(128, 256, 512, 1024), discriminator_widths=(512, 256), batch_size=64,
                 learning_rate=2e-4, betas=(0.5, 0.999), decay_from=1.0, r1_gamma=0.0, ema_decay=0.0)
-ABLATION = {
+ABLATION = {  # name: settings changed, or a cell of the notebook: (old text, new text)
     "the notebook's recipe": {},
     "no gradient penalty": dict(r1_gamma=0.0), "penalty at every step": dict(r1_interval=1),
     "learning rate never falls": dict(decay_from=1.0), "Adam's beta1 0.5": dict(betas=(0.5, 0.99)),
-    "no BatchNorm in G": dict(generator_batch_norm=False), "G of 512-512": dict(generator_widths=(512, 512)),
-    "batches of 64": dict(batch_size=64),
+    "no BatchNorm in G": {"generator": ("nn.BatchNorm1d(fan_out), ", "")}, "G of 512-512": dict(generator_widths=(512, 512)),
+    "batches of 64": dict(batch_size=64), "batches of 256": dict(batch_size=256), "latent of 64": dict(latent_dim=64),
 }
 
 
@@ -215,42 +218,32 @@ class Watch:
         return next((seconds for seconds, value in self.curve if value <= distance), None)
 
 
-def timed_run(story, settings, images, reference, seconds=None, fit=False):
+def timed_run(story, settings, images, reference, seconds=None, fit=False, classes=()):
     """Train through the notebook's loop; with `seconds`, stop then, or with `fit` choose epochs that take so long.
 
     Returns (watch, scores of the average, scores of the generator itself).
     """
-    import torch
     if fit:
-        epoch_seconds = []
-        for _ in range(2):  # the first epoch of a process also warms up
-            torch.manual_seed(settings.seed)
-            one = dataclasses.replace(settings, epochs=1)
-            silent_train(story, *networks(story, one), images, one,
-                        lambda state: epoch_seconds.extend(record["seconds"] for record in state.history))
-        settings = dataclasses.replace(settings, epochs=max(1, round(seconds / epoch_seconds[-1])))
-    watch, kept = Watch(story, reference, settings.latent_dim), {}
+        one = dataclasses.replace(settings, epochs=2)  # the first epoch of a process also warms up
+        trial = silent_train(story, *story.fresh_players(one, *classes), images, one, lambda state: None)
+        settings = dataclasses.replace(settings, epochs=max(1, round(seconds / trial.history[-1]["seconds"])))
+    watch, states = Watch(story, reference, settings.latent_dim), []
 
     def after_epoch(state):
-        kept.update(average=state.ema.module, itself=state.generator)
+        states[:] = [state]
         if state.history:
             watch.seconds += state.history[-1]["seconds"]
-            watch.look(state.ema)
+            watch.look(state.ema_generator)
             if seconds and not fit and watch.seconds >= seconds:
                 raise TimeIsUp
 
-    torch.manual_seed(settings.seed)
-    try:
-        silent_train(story, *networks(story, settings), images, settings, after_epoch)
-    except TimeIsUp:
-        pass
-    return watch, watch.final(kept["average"]), watch.final(kept["itself"])
+    with contextlib.suppress(TimeIsUp):
+        silent_train(story, *story.fresh_players(settings, *classes), images, settings, after_epoch)
+    return watch, watch.final(states[0].ema_generator), watch.final(states[0].generator)
 
 
 def plain_run(story, settings, reference, seconds):
     """Train through the plain loop for so many seconds; returns (watch, scores)."""
-    import torch
-    torch.manual_seed(settings.seed)
     watch = Watch(story, reference, settings.latent_dim)
     loop, batches = plain_loop(story, settings), 60_000 // settings.batch_size
     while watch.seconds < seconds:
@@ -273,35 +266,32 @@ def cells(scores):
 
 
 def prepare():
-    from conftest import DEFINITIONS, cell_sources, notebook_code
-    with contextlib.redirect_stdout(io.StringIO()):
-        names = notebook_code([*DEFINITIONS, "conv-generator", "conv-discriminator"])
-        names.update(QUICK=False, settings=names["Settings"]())
-        exec(cell_sources()["conv-init"], names)
-    story = argparse.Namespace(**names)
+    from exercises import story_with
+    story = story_with({})
     images, _ = story.helpers.load_mnist(train=True)
     reference = story.helpers.make_reference(story.helpers.load_mnist(train=False)[0])
-    print(story.helpers.describe_device(story.device, story.precision), flush=True)
+    print(describe(story), flush=True)
     return story, images, reference
 
 
-def quality():
+def quality(seeds):
     story, images, reference = prepare()
-    ours = []
-    print(f"\n| recipe and loop | training {COLUMNS}\n|---|---|---|---|---|---|---|---|", flush=True)
-    for seed in range(3):
-        watch, average, itself = timed_run(story, story.Settings(seed=seed), images, reference)
+    ours, epochs = [], story.settings.epochs
+    print(f"\n| recipe and loop | epochs | training {COLUMNS}\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    for seed in seeds:
+        settings = dataclasses.replace(story.settings, seed=seed)
+        watch, average, itself = timed_run(story, settings, images, reference)
         ours.append((watch, average))
-        print(f"| this notebook, seed {seed} | {watch.seconds:.0f} s {cells(average)}", flush=True)
-        print(f"| the same without the average of weights | {watch.seconds:.0f} s {cells(itself)}", flush=True)
-        if seed == 0:
-            textbook = story.Settings(**TEXTBOOK, epochs=10_000)
-            plain, plain_scores = plain_run(story, textbook, reference, watch.seconds)
-            print(f"| textbook, plain DataLoader loop | {plain.seconds:.0f} s {cells(plain_scores)}", flush=True)
-            fast, fast_scores, _ = timed_run(story, textbook, images, reference, watch.seconds)
-            print(f"| textbook, this notebook's loop | {fast.seconds:.0f} s {cells(fast_scores)}", flush=True)
-    from statistics import median
-    middle = median(average["frechet"] for _, average in ours)
+        print(f"| this notebook, seed {seed} | {epochs} | {watch.seconds:.0f} s {cells(average)}", flush=True)
+        print(f"| seed {seed}, without the average of weights | {epochs} | {watch.seconds:.0f} s {cells(itself)}", flush=True)
+    seconds = statistics.median(watch.seconds for watch, _ in ours)
+    textbook = dataclasses.replace(story.settings, **TEXTBOOK, epochs=10_000)
+    plain, plain_scores = plain_run(story, textbook, reference, seconds)
+    print(f"| textbook, plain DataLoader loop | {len(plain.curve)} | {plain.seconds:.0f} s {cells(plain_scores)}", flush=True)
+    fast, fast_scores, _ = timed_run(story, textbook, images, reference, seconds)
+    print(f"| textbook, this notebook's loop | {len(fast.curve)} | {fast.seconds:.0f} s {cells(fast_scores)}", flush=True)
+    print(f"| *real training images* | | {cells(story.helpers.score_images(reference, images[:10_000]))}")
+    middle = statistics.median(average["frechet"] for _, average in ours)
     print(f"\nFréchet, median of the seeds: 1/{plain_scores['frechet'] / middle:.1f} of the textbook's through the "
           f"plain loop, 1/{fast_scores['frechet'] / middle:.1f} of the textbook's through the notebook's loop")
     for name, target in [("plain loop", plain.curve[-1][1]), ("notebook's loop", fast.curve[-1][1])]:
@@ -312,26 +302,26 @@ def quality():
                           for who, seconds in reached.items()))
 
 
-def dcgan():
+def dcgan(seeds):
     import torch
     story, images, reference = prepare()
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2), value=-1)
-    print(f"\n| networks | epochs | training {COLUMNS}\n|---|---|---|---|---|---|---|---|---|", flush=True)
-    perceptron = story.Settings()
-    watch, average, _ = timed_run(story, perceptron, images, reference)
-    print(f"| perceptron, seed 0 | {perceptron.epochs} | {watch.seconds:.0f} s {cells(average)}", flush=True)
-    seconds = watch.seconds
-    for seed, factor in [(0, 1), (1, 1), (0, 2)]:
+    print(f"\n| network | epochs | training {COLUMNS}\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    for seed in seeds:
         settings = dataclasses.replace(story.dcgan_settings, seed=seed)
-        watch, average, _ = timed_run(story, settings, padded, reference, factor * seconds, fit=True)
-        print(f"| DCGAN, seed {seed} | {len(watch.curve)} | {watch.seconds:.0f} s {cells(average)}", flush=True)
+        watch, average, _ = timed_run(story, settings, padded, reference,
+                                      classes=(story.ConvGenerator, story.ConvDiscriminator))
+        print(f"| DCGAN, seed {seed} | {settings.epochs} | {watch.seconds:.0f} s {cells(average)}", flush=True)
 
 
 def ablation(seconds):
+    from exercises import story_with
     story, images, reference = prepare()
-    print(f"\n| change, {seconds} s of training each {COLUMNS}\n|---|---|---|---|---|---|---|", flush=True)
+    print(f"\n| change, {seconds:.0f} s of training each {COLUMNS}\n|---|---|---|---|---|---|---|", flush=True)
     for name, changes in ABLATION.items():
-        _, average, itself = timed_run(story, story.Settings(**changes), images, reference, seconds, fit=True)
+        changed = story_with({cell: change for cell, change in changes.items() if cell == "generator"})
+        settings = dataclasses.replace(story.settings, **{k: v for k, v in changes.items() if k != "generator"})
+        _, average, itself = timed_run(changed, settings, images, reference, seconds, fit=True)
         print(f"| {name} {cells(average)}", flush=True)
         if not changes:
             print(f"| no average of weights {cells(itself)}", flush=True)
@@ -344,18 +334,20 @@ def main():
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--dcgan", action="store_true")
     parser.add_argument("--ablation", type=float, metavar="SECONDS")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["GAN_DEVICE"] = "cpu"
     if options.quality:
-        return quality()
+        return quality(options.seeds)
     if options.dcgan:
-        return dcgan()
+        return dcgan(options.seeds)
     if options.ablation:
         return ablation(options.ablation)
     if options.variant:
         return measure(options.variant, options.images)
-    names = {"plain": "plain DataLoader loop, float32", "float32": "this notebook's loop, float32",
+    names = {"plain": "plain DataLoader loop, float32", "untuned": "the same without tune_cpu's memory",
+             "float32": "this notebook's loop, float32",
              "chosen": "this notebook's loop, chosen precision"}
     results = {variant: [] for variant in names}
     for _ in range(options.rounds):

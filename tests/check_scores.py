@@ -1,10 +1,13 @@
 """Check the scores of a full run; .ci/run calls it:  python tests/check_scores.py output/scores.json
 
-The limits are the quality this project promises; README's table has what three seeds reach.
+The limits are the quality this project promises on any machine, which is what three seeds reach (README's tables) and a fifth
+for the seed. Times are printed and never checked: machines differ fourfold.
 """
 
 import json
 import sys
+
+FRECHET = {"trained": 1.1, "DCGAN": 0.6}
 
 
 def failures(scores):
@@ -12,25 +15,26 @@ def failures(scores):
     rows = scores["rows"]
     untrained, real = rows["untrained"], rows["real training images"]
     checks = {"nearest training image at most 10 % nearer than for test images": scores["memory"] >= 0.9}
-    # The DCGAN takes 140 to 150 s on a quiet machine of two cores; a busy one has been seen to take 180.
-    for name, file, seconds in [("trained", "mlp", 180), ("DCGAN", "dcgan", 210)]:
+    for name, limit in FRECHET.items():
         row = rows[name]
         checks |= {
             f"{name}: 10,000 samples": row["samples"] == 10_000,
             f"{name}: real images beat the generator, the generator beats noise":
                 real["frechet"] < row["frechet"] < untrained["frechet"] / 100,
-            f"{name}: precision at least 0.75": row["precision"] >= 0.75,
+            f"{name}: Fréchet at most {limit}": row["frechet"] <= limit,
+            f"{name}: precision at least 0.83": row["precision"] >= 0.83,
             f"{name}: recall at least 0.75": row["recall"] >= 0.75,
-            f"{name}: at least 80 % confident": row["confident"] >= 0.80,
+            f"{name}: at least 78 % confident": row["confident"] >= 0.78,
             f"{name}: KL from the real histogram below 0.02 nats": row["kl"] < 0.02,
             f"{name}: all ten digits, each at least 5 %": min(row["histogram"]) >= 0.05 * row["samples"],
-            f"{name}: training at most {seconds} s": scores["training_seconds"][file] <= seconds,
         }
     return [f"not met: {what}" for what, met in checks.items() if not met]
 
 
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as file:
-        found = failures(json.load(file))
+        scores = json.load(file)
+    print("seconds of training:", ", ".join(f"{name} {value:.0f}" for name, value in scores["training_seconds"].items()))
+    found = failures(scores)
     print("\n".join(found) or "the full run's scores are as promised")
     sys.exit(bool(found))

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn.functional import one_hot
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -32,7 +33,7 @@ EXERCISES = {
     "penalty times 100": dict(settings=dict(r1_gamma=100.0)),
     "rate never falls": dict(settings=dict(decay_from=1.0)),
     "saturating loss": dict(cells={"generator-step": (
-        "softplus(-discriminator(generator(latent))).mean()", "logsigmoid(-discriminator(generator(latent))).mean()")}),
+        "softplus(-discriminator(fake)).mean()", "logsigmoid(-discriminator(fake)).mean()")}),
     "BatchNorm in D": dict(cells={"discriminator": (
         "nn.Linear(fan_in, fan_out), nn.LeakyReLU", "nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.LeakyReLU")}),
     "no 7s": dict(choose=lambda images, labels: images[labels != 7]),
@@ -46,12 +47,12 @@ EXERCISES = {
 def painted(images, labels):
     """The images with their label as ten pixels, black or white, at the left of the first row."""
     images = images.clone()
-    images[:, 0, 0, :10] = 2.0 * torch.nn.functional.one_hot(labels, 10) - 1
+    images[:, 0, 0, :10] = 2.0 * one_hot(labels, 10) - 1
     return images
 
 
 def story_with(cells):
-    """The notebook's definitions, after a change to the source of some cells."""
+    """The notebook's definitions and settings, after a change to the source of some cells."""
     import conftest
     sources = conftest.cell_sources()
     for name, (old, new) in cells.items():
@@ -59,26 +60,28 @@ def story_with(cells):
             raise ValueError(f"cell {name} does not hold {old!r} once")
         sources[name] = sources[name].replace(old, new)
     with contextlib.redirect_stdout(io.StringIO()):
-        return argparse.Namespace(**conftest.notebook_code(sources=sources))
+        names = conftest.notebook_code(sources=sources)
+        names["QUICK"] = False  # the settings measured are those of a full run
+        for cell in ("quick", "conv-init"):
+            exec(sources[cell], names)
+    return argparse.Namespace(**names)
 
 
 def run(exercise, images, labels, **shrink):
-    """Train as the exercise asks; returns (story, average of the generator, the images it was trained on)."""
+    """Train as the exercise asks; returns (story, the state at the end, the images it was trained on)."""
     story = story_with(exercise.get("cells", {}))
     chosen = exercise.get("choose", lambda images, labels: images)(images, labels)
-    settings = story.Settings(**{"epochs": 12, "train_images": len(chosen), **exercise.get("settings", {}), **shrink})
-    torch.manual_seed(settings.seed)
-    players = (story.Generator(settings.latent_dim, settings.generator_widths, settings.generator_batch_norm),
-               story.Discriminator(settings.discriminator_widths))
+    settings = dataclasses.replace(story.settings, **{
+        "epochs": 6, "train_images": len(chosen), **exercise.get("settings", {}), **shrink})
     chosen = chosen[:settings.train_images]
     with contextlib.redirect_stdout(io.StringIO()):
-        state = story.train(*players, chosen, settings, lambda state: None)
+        state = story.train(*story.fresh_players(settings), chosen, settings, lambda state: None)
     return story, state, chosen
 
 
 def report(name, story, state, chosen, reference, test_images, samples=10_000):
     helpers, latent = story.helpers, torch.randn(samples, state.settings.latent_dim)
-    draw = lambda latent: helpers.generate(state.ema, latent)
+    draw = lambda latent: helpers.generate(state.ema_generator, latent)
 
     def row(name, images, more=""):
         score = helpers.score_images(reference, images)
@@ -90,7 +93,7 @@ def report(name, story, state, chosen, reference, test_images, samples=10_000):
         asked = latent[:, :10].argmax(dim=1)
         drawn = draw(latent)
         drawn[:, 0, 0, :10] = -1  # the judge must not see the label
-        reads = helpers.read_images(reference.judge, drawn).probabilities.argmax(dim=1)
+        reads = helpers.judge_images(reference.judge, drawn).probabilities.argmax(dim=1)
         return row(name, drawn, f"  read as asked {(reads == asked).double().mean():.1%}")
     row(name, draw(latent))
     if name == "the recipe":

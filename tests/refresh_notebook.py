@@ -1,15 +1,17 @@
-"""Make the committed notebook: one full Restart-and-Run-All in place, then the hygiene checks.
+"""Make the committed notebook: one full Restart-and-Run-All, then the hygiene checks.
 
     python tests/refresh_notebook.py
 
-Keeps the cell ids, strips widget state, refuses quick mode and errors; the notebook is replaced only by a run
-that went through. The README's pictures in .github/ come from the same run.
+Runs in a copy of this folder, keeps the cell ids, strips widget state, refuses quick mode and errors; the notebook is
+replaced only by a run that went through and passed the checks. The README's pictures in .github/ come from the same run,
+and its results go to output/.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -41,17 +43,25 @@ def main():
             sys.exit(f"{name} is set: the committed notebook is made with the defaults. Unset it and run this again.")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     ids = [cell["id"] for cell in notebook.cells]
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
-    client.execute()  # raises at the first error
-    strip(notebook)
-    if [cell["id"] for cell in notebook.cells] != ids:
-        sys.exit("cell ids changed during the run: nothing written")
-    with write_beside(NOTEBOOK) as beside:
-        nbformat.write(notebook, beside)
-    for name in PICTURES:
-        shutil.copyfile(ROOT / "output" / name, ROOT / ".github" / name)
-    check = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_notebook.py")]
-    sys.exit(subprocess.run(check, cwd=ROOT).returncode)
+    with tempfile.TemporaryDirectory() as folder:
+        # A clone of its own, so that what an earlier run left in output/ changes nothing.
+        clone = Path(folder) / "HandwrittenNumberGAN"
+        shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns("output", ".git", "__pycache__", ".*_cache"))
+        client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(clone)}})
+        client.execute()  # raises at the first error
+        strip(notebook)
+        if [cell["id"] for cell in notebook.cells] != ids:
+            sys.exit("cell ids changed during the run: nothing written")
+        nbformat.write(notebook, clone / NOTEBOOK.name)
+        check = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_notebook.py"]
+        if (clone / "tests" / "test_notebook.py").exists() and subprocess.run(check, cwd=clone).returncode:
+            sys.exit("the checks above failed: nothing written")
+        with write_beside(NOTEBOOK) as beside:
+            nbformat.write(notebook, beside)
+        for name in PICTURES:
+            with write_beside(ROOT / ".github" / name) as beside:
+                shutil.copyfile(clone / "output" / name, beside)
+        shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ TABLE = [
     ("frames as .jpg", lambda f: helpers.save_animation([helpers.to_uint8(images())], f / "x.jpg"), ValueError, ".gif"),
     ("an epoch without snapshot", lambda f: helpers.plot_filmstrip([helpers.to_uint8(images())], [1]), ValueError, "[1]"),
     ("no history", lambda f: helpers.plot_history([], {"d": "D"}, "loss", (0, "")), ValueError, "history is empty"),
-    ("too small to read", lambda f: helpers.read_images(helpers.Judge(), images(shape=(2, 1, 20, 28))), ValueError, "(20, 28)"),
+    ("too small to read", lambda f: helpers.judge_images(helpers.Judge(), images(shape=(2, 1, 20, 28))), ValueError, "(20, 28)"),
     ("too few to score", lambda f: helpers.frechet_distance(features(4), features()), ValueError, "at least 5"),
     ("NaN in features", lambda f: helpers.neighbour_radii(features(value=NAN)), ValueError, "NaN"),
     # latents

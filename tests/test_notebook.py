@@ -85,8 +85,9 @@ def test_grids_are_small_and_one_an_epoch():
     notebook = read_notebook()
     outputs = next(cell for cell in notebook.cells if cell.id == "train-run").outputs
     grids = [output for output in outputs if "image/png" in output.get("data", {})]
-    epochs = re.search(r"epochs: int = (\d+)", cell_sources(notebook)["settings"])
-    assert len(grids) == int(epochs[1]) + 1
+    quick = next(cell for cell in notebook.cells if cell.id == "quick")
+    epochs = re.search(r"(\d+) epochs", quick.outputs[0].text)
+    assert len(grids) == int(epochs[1]) + 1 >= 10
     assert max(len(output.data["image/png"]) * 3 / 4 for output in grids) <= 30 * 1024
     lines = [output for output in outputs if "image/png" not in output.get("data", {})]
     assert len(lines) == 1 and "100%" in lines[0].data["text/plain"]
@@ -410,7 +411,7 @@ def test_write_number_takes_the_most_convincing_drawings_of_each_digit(story, mo
     certainty[:, 2], certainty[:, 6] = torch.linspace(0, 0.9, 40), torch.linspace(0.8, 0, 40)
     draw = lambda latent: torch.linspace(-1, 1, 40)[:, None, None, None].expand(40, 1, 28, 28)
     reading = story.helpers.Reading(torch.zeros(40, 64), certainty)
-    monkeypatch.setattr(story.helpers, "read_images", lambda judge, images: reading)
+    monkeypatch.setattr(story.helpers, "judge_images", lambda judge, images: reading)
     from types import SimpleNamespace
     write = notebook_code(["write-number"])["write_number"]
     write.__globals__.update(helpers=story.helpers, torch=torch, settings=SimpleNamespace(latent_dim=3),

@@ -531,8 +531,8 @@ def plot_pairs(tops: torch.Tensor, bottoms: torch.Tensor, names: tuple[str, str]
     figure, axes = plt.subplots(2, len(tops), figsize=(PAGE, 0.4 + 2 * PAGE / len(tops)), layout="constrained")
     for column, (top, bottom, caption) in enumerate(zip(tops.cpu(), bottoms.cpu(), captions)):
         most = bottom.abs().max().item() if signed else 1
-        axes[0, column].imshow(top[0], cmap="gray", vmin=-1, vmax=1)
-        axes[1, column].imshow(bottom[0], cmap="bwr" if signed else "gray", vmin=-most, vmax=most)
+        axes[0, column].imshow(top[0].numpy(), cmap="gray", vmin=-1, vmax=1)
+        axes[1, column].imshow(bottom[0].numpy(), cmap="bwr" if signed else "gray", vmin=-most, vmax=most)
         axes[1, column].set_xlabel(caption, fontsize=9)
     for row in range(2):
         axes[row, 0].set_ylabel(names[row])
@@ -558,11 +558,11 @@ def plot_game(real: torch.Tensor, fake: torch.Tensor) -> plt.Figure:
         axes.text(x, y, text, ha="center", va="center", zorder=4)
     for name, image in [("fake", fake), ("real", real)]:
         x, y = boxes[name].get_center()
-        axes.imshow(image.cpu()[0], cmap="gray", vmin=-1, vmax=1, zorder=3,
+        axes.imshow(image.cpu()[0].numpy(), cmap="gray", vmin=-1, vmax=1, zorder=3,
                     extent=(x - 0.75, x + 0.75, y - 0.75, y + 0.75))
     axes.set(xlim=(0, 16.4), ylim=(-0.6, 5.6))
     axes.text(6.9, 4.4, "real image $x$", ha="right", va="center")
-    axes.text(7.9, 0.45, "fake image $G(z)$", ha="center", va="top")
+    axes.text(7.9, 2.42, "fake image $G(z)$", ha="center", va="bottom")
     for start, end, bend, color, dashes in [
             ("z", "G", 0, "#333333", "-"), ("G", "fake", 0, "#333333", "-"), ("fake", "D", 0, "#333333", "-"),
             ("real", "D", 0, "#333333", "-"), ("D", "verdict", 0, "#333333", "-"),
@@ -609,8 +609,8 @@ def plane_frame(step: int, verdict: Callable[[torch.Tensor], torch.Tensor], poin
 def _draw_plane(axes: plt.Axes, values: torch.Tensor, points: torch.Tensor | None, **options: Any) -> Any:
     axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE))
     if points is not None:
-        axes.scatter(*points.T, s=2, color="black", linewidths=0)
-    return axes.imshow(values, origin="lower", extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="bilinear",
+        axes.scatter(*points.T.numpy(), s=2, color="black", linewidths=0)
+    return axes.imshow(values.numpy(), origin="lower", extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="bilinear",
                        **{"cmap": "coolwarm", "vmin": 0, "vmax": 1, **options})
 
 
@@ -621,7 +621,7 @@ def plot_plane(frames: Sequence[PlaneFrame]) -> plt.Figure:
     for axes, frame in zip(all_axes[0], frames):
         shown = _draw_plane(axes, frame.probability, frame.points)
         axes.set_title(f"step {frame.step:,}", fontsize=9)
-    figure.colorbar(shown, ax=all_axes[0], shrink=0.9, label="$D$: 'real'")
+    figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label="$D$: 'real'")
     return figure
 
 
@@ -645,10 +645,10 @@ def plane_film(frames: Sequence[PlaneFrame], max_frames: int = 24) -> bytes:
         _draw_plane(axes, frames[index].probability, frames[index].points)
         axes.set_title(f"step {frames[index].step:,}", fontsize=9, pad=3)
         figure.canvas.draw()
-        picture = to_pil_image(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-        pictures.append(picture.quantize(48) if not pictures else picture.quantize(palette=pictures[0], dither=0))
+        pictures.append(to_pil_image(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"))
         plt.close(figure)
-    return _film(pictures, 6.0)
+    palette = pictures[-1].quantize(64)  # one for all frames: the last one has every colour
+    return _film([picture.quantize(palette=palette, dither=0) for picture in pictures], 6.0)
 
 
 def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int = 2) -> None:

@@ -1,8 +1,10 @@
 """Every public helper, against something independent of it."""
 
 import ast
+import dataclasses
 import gzip
 import hashlib
+import io
 import shutil
 import struct
 import subprocess
@@ -305,6 +307,51 @@ def test_uint8_round_trips():
     assert helpers.to_uint8(torch.tensor([[[[-1.0, 1.0]]]])).flatten().tolist() == [0, 255]
 
 
+def test_load_grid_is_the_inverse_of_save_grid(tmp_path):
+    images = helpers.from_uint8(torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8))
+    for scale in (1, 2):
+        helpers.save_grid(images, tmp_path / "grid.png", columns=3, scale=scale)
+        torch.testing.assert_close(helpers.load_grid(tmp_path / "grid.png", 28, scale), images, rtol=0, atol=1 / 127)
+    with pytest.raises(ValueError, match="no grid of images of 32 x 32"):
+        helpers.load_grid(tmp_path / "grid.png", 32)
+    assert helpers.load_grid(helpers.SAMPLE_FILE, 28).shape == (100, 1, 28, 28)
+
+
+def test_steepness_of_a_linear_generator_is_the_norm_of_its_matrix():
+    """E |A u|^2 over directions u of length 1 in d dimensions is |A|^2 / d."""
+    torch.manual_seed(0)
+    generator = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Unflatten(1, (1, 4, 4)))
+    expected = generator[0].weight.norm() / 3**0.5
+    torch.testing.assert_close(helpers.steepness(generator, torch.randn(50, 3), directions=2000), expected.expand(50),
+                               rtol=0.03, atol=0)
+    bent = lambda latent: torch.tanh(10 * latent[:, :1]).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    steep = helpers.steepness(bent, torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+    assert steep[0] > 100 * steep[1]
+
+
+def test_frames_of_the_plane_look_where_they_say():
+    places = helpers.plane_places(5)
+    assert places[0].tolist() == [-3, -3] and places[1].tolist() == [-1.5, -3] and places[-1].tolist() == [3, 3]
+    frame = helpers.plane_frame(7, lambda places: 100 * places[:, 0], torch.zeros(4, 2))
+    assert (frame.probability[:, 0] < 0.01).all() and (frame.probability[:, -1] > 0.99).all()  # columns are x
+    film = helpers.plane_film([dataclasses.replace(frame, step=step) for step in range(40)])
+    assert Image.open(io.BytesIO(film)).n_frames == 24 and len(film) < 400 * 1024
+    figure = helpers.plot_plane([frame, frame])
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["step 7", "step 7"]
+    plt.close("all")
+
+
+def test_plot_pairs_and_the_game_show_what_they_are_given():
+    tops, bottoms = some_images(3), 5 * some_images(3, seed=2)
+    figure = helpers.plot_pairs(tops, bottoms, ("up", "down"), ["a", "b", "c"], signed=True)
+    shown = figure.axes[3].images[0]
+    assert np.array_equal(shown.get_array(), bottoms[0, 0]) and shown.norm.vmax == -shown.norm.vmin == bottoms[0].abs().max()
+    assert [axes.get_xlabel() for axes in figure.axes[3:]] == ["a", "b", "c"] and figure.axes[0].get_ylabel() == "up"
+    game = helpers.plot_game(tops[0], tops[1]).axes[0]
+    assert [np.array_equal(image.get_array(), tops[k, 0]) for image, k in zip(game.images, (1, 0))] == [True, True]
+    plt.close("all")
+
+
 def test_save_grid_puts_each_pixel_where_it_belongs(tmp_path):
     images = some_images(6, size=5)
     helpers.save_grid(images, tmp_path / "grid.png", columns=3, scale=2)
@@ -320,7 +367,7 @@ def test_save_grid_puts_each_pixel_where_it_belongs(tmp_path):
 
 def test_plot_grid_is_low_pixel_for_pixel_and_labelled():
     images = some_images(64)
-    figure = helpers.plot_grid(images, columns=16, title="epoch 3", labels=range(64))
+    figure = helpers.plot_grid(images, columns=16, title="epoch 3", labels=range(64), scale=1)
     assert figure.get_size_inches()[1] <= 1.5
     axes, = figure.axes
     assert axes.get_title() == "epoch 3" and [text.get_text() for text in axes.texts] == [str(i) for i in range(64)]
@@ -353,7 +400,7 @@ def test_plot_filmstrip_shows_the_epochs_asked_for():
     snapshots = [torch.full((20, 1, 28, 28), level, dtype=torch.uint8) for level in (0, 100, 255)]
     figure = helpers.plot_filmstrip(snapshots, [0, 2], digits=3)
     shown = figure.axes[0].images[0].get_array()
-    assert shown.shape == (2 * 30 + 2, 3 * 30 + 2) and shown[10, 10] == 0 and shown[40, 40] == 255
+    assert shown.shape == (4 * 31, 4 * 46) and shown[20, 20] == 0 and shown[80, 80] == 255
     assert [text.get_text() for text in figure.axes[0].texts] == ["epoch 0", "epoch 2"]
     for bad in ([3], [-1], []):
         with pytest.raises(ValueError, match="snapshots of 0 to 2"):

@@ -89,7 +89,7 @@ def test_grids_are_small_and_one_an_epoch():
     epochs = re.search(r"(\d+) epochs", quick.outputs[0].text)
     assert len(grids) == int(epochs[1]) + 1 >= 10
     assert max(len(output.data["image/png"]) * 3 / 4 for output in grids) <= 30 * 1024
-    lines = [output for output in outputs if "image/png" not in output.get("data", {})]
+    lines = [output for output in outputs if "data" in output and "image/png" not in output.data]
     assert len(lines) == 1 and "100%" in lines[0].data["text/plain"]
     film = next(cell for cell in notebook.cells if cell.id == "film").outputs[0]
     assert len(film.data["image/png"]) * 3 / 4 <= 400 * 1024
@@ -405,43 +405,88 @@ def test_a_few_steps_move_every_weight_of_both_networks(story, kind):
             assert (value != old[name]).double().mean() > 0.95, name  # a ReLU may sleep; a dead layer has 25 %
 
 
-def test_write_number_takes_the_most_convincing_drawings_of_each_digit(story, monkeypatch, capsys):
-    """With a 'generator' that draws given images and a 'judge' whose certainty is known, the picks are known."""
-    certainty = torch.zeros(40, 10)
-    certainty[:, 2], certainty[:, 6] = torch.linspace(0, 0.9, 40), torch.linspace(0.8, 0, 40)
-    draw = lambda latent: torch.linspace(-1, 1, 40)[:, None, None, None].expand(40, 1, 28, 28)
-    reading = story.helpers.Reading(torch.zeros(40, 64), certainty)
-    monkeypatch.setattr(story.helpers, "judge_images", lambda judge, images: reading)
-    from types import SimpleNamespace
-    write = notebook_code(["write-number"])["write_number"]
-    write.__globals__.update(helpers=story.helpers, torch=torch, settings=SimpleNamespace(latent_dim=3),
-                             draw_latent=lambda n, latent_dim: torch.randn(n, latent_dim),
-                             reference=SimpleNamespace(judge=None))
-    picture = write("262", draw, handwritings=2, drawings=40)
-    rank = ((picture[:, 0, 0, 0] + 1) / 2 * 39).round().int().tolist()
-    assert rank == [39, 0, 38, 37, 1, 36]  # the surest first, none twice
-    assert capsys.readouterr().out == ("2: the judge is at least 83.1% sure\n6: the judge is at least 77.9% sure\n")
+def test_write_number_asks_for_each_digit_with_one_latent_a_hand(story, monkeypatch):
+    asked = []
+    monkeypatch.setitem(story.write_number.__globals__, "settings", tiny(story))
+    monkeypatch.setitem(story.write_number.__globals__, "draw_digits",
+                        lambda labels, latent: asked.append((labels, latent)) or labels)
+    story.write_number("262", hands=2)
+    labels, latent = asked[0]
+    assert labels.tolist() == [2, 6, 2, 2, 6, 2] and latent.shape == (6, 8)
+    assert (latent[:3] == latent[0]).all() and (latent[3:] == latent[3]).all() and not torch.equal(latent[0], latent[3])
     for bad in ("", "12a", "-1", "1.5", "２", 7, None):
         with pytest.raises(ValueError, match="digits only"):
-            write(bad, draw)
+            story.write_number(bad)
 
 
 def test_exercises_measure_the_code_of_the_notebook():
-    from exercises import EXERCISES, painted, run, story_with
-    torch.manual_seed(0)
-    images, labels = torch.rand(80, 1, 28, 28) * 2 - 1, torch.arange(80) % 10
-    small = dict(epochs=3, train_images=64, batch_size=16, generator_widths=(16,), discriminator_widths=(16,))
+    from exercises import EXERCISES, clusters, run, story_with
+    images, labels = some_images(80), torch.arange(80) % 10
+    small = dict(epochs=8, train_images=64, batch_size=16, generator_widths=(16,), discriminator_widths=(16,))
     ends = {}
     for name, exercise in EXERCISES.items():
-        kept = {key: value for key, value in small.items()}
-        _, state, chosen = run(exercise, images, labels, **kept)
+        _, state, chosen, draw = run(exercise, images, labels, **small)
         ends[name] = state.history[-1]["d_loss"]
-        assert len(chosen) == 64
+        assert len(chosen) == 64 and draw(state.ema_generator, 3).shape == (3, 1, 28, 28)
     same = {name for name, loss in ends.items() if loss == ends["the recipe"]}
-    assert same == {"the recipe", "1,000 images"}  # every other change reaches the training
-    assert (painted(images, labels)[:, 0, 0, :10].argmax(dim=1) == labels).all()
+    assert same == {"the recipe", "9 1,000 images", "10 the recipe, 14 epochs"}  # every other change reaches the training
     with pytest.raises(ValueError, match="cell r1"):
         story_with({"r1": ("not in there", "")})
+    blobs = torch.cat([some_images(20) * 0.1 + centre for centre in (-0.8, 0.0, 0.8)])
+    codes = clusters(blobs, 3).view(3, 20)
+    assert (codes == codes[:, :1]).all() and len(codes[:, 0].unique()) == 3
+
+
+@pytest.mark.parametrize("kinds, rows", [(10, 1), (28, 1), (50, 2)])
+def test_tick_writes_the_label_below_and_leaves_the_image(story, monkeypatch, kinds, rows):
+    monkeypatch.setitem(story.tick.__globals__, "KINDS", kinds)
+    images, labels = some_images(5), torch.tensor([0, 1, kinds - 1, 3, 9])
+    ticked = story.tick(images, labels)
+    assert ticked.shape == (5, 1, 28 + rows, 28) and torch.equal(ticked[:, :, :28], images)
+    boxes = ticked[:, 0, 28:].flatten(1)
+    assert torch.equal(boxes.argmax(dim=1), labels) and (boxes.sum(dim=1) == 2 - rows * 28).all()
+    generator, discriminator = story.fresh_players(tiny(story), story.ConditionalGenerator, story.ConditionalDiscriminator)
+    latent = torch.cat([torch.randn(5, 8), torch.nn.functional.one_hot(labels, kinds)], dim=1)
+    drawn = generator(latent)
+    assert torch.equal(drawn[:, :, 28:], ticked[:, :, 28:]) and discriminator(drawn).shape == (5,)
+
+
+def test_conditional_players_learn_what_they_are_asked(story):
+    """Two kinds of images, all dark and all bright: what is asked for comes."""
+    labels = torch.arange(400) % 2
+    images = (labels * 1.6 - 0.8)[:, None, None, None] + 0.1 * some_images(400)
+    settings = tiny(story, epochs=12, train_images=400, generator_widths=(32,), discriminator_widths=(32,), learning_rate=3e-3)
+    ask = lambda n, latent_dim: story.ask(torch.randint(2, (n,)), story.draw_latent(n, latent_dim))
+    players = story.fresh_players(settings, story.ConditionalGenerator, story.ConditionalDiscriminator)
+    state = story.train(*players, story.tick(images, labels), settings, lambda state: None, ask)
+    drawn = story.helpers.generate(state.ema_generator, story.ask(labels, story.draw_latent(400, 8)))[:, :, :28]
+    means = drawn.mean(dim=(1, 2, 3))
+    assert ((means > 0) == labels.bool()).double().mean() > 0.95
+
+
+def test_images_from_a_folder_are_what_train_needs(story, tmp_path):
+    """A made-up folder of folders, with colours and other sizes."""
+    from torchvision.transforms.functional import to_pil_image
+    for name, size, value in [("a/1.png", (40, 60), 0.0), ("a/2.png", (28, 28), 1.0), ("b/3.jpg", (100, 30), 0.5)]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        to_pil_image(torch.full((3, *size), value)).save(tmp_path / name)
+    images = story.images_from(tmp_path)
+    assert images.shape == (3, 1, 28, 28) and images.dtype == torch.float32
+    assert images.mean(dim=(1, 2, 3)).tolist() == pytest.approx([-1, 1, 0], abs=0.01)
+    settings = tiny(story, train_images=3, batch_size=3, epochs=1)
+    assert story.train(*story.fresh_players(settings), images, settings, lambda state: None).step == 1
+
+
+def test_games_in_the_plane(story):
+    """The closed forms that section 3 leans on, and a short game of each kind."""
+    points, cluster = story.real_points(4000)
+    assert story.plane_score(points) == (8, pytest.approx(1 - math.exp(-4.5), abs=0.01))  # 3 sigma of a round normal cloud
+    assert story.plane_score(points[cluster != 3])[0] == 7
+    frames = story.play_in_the_plane((0.0, 0.99), penalty_weight=0.1, ema_decay=0.99, steps=50)
+    assert [frame.step for frame in frames] == [10, 50] and frames[-1].points.shape == (2000, 2)
+    again = story.play_in_the_plane((0.0, 0.99), penalty_weight=0.1, ema_decay=0.99, steps=50)
+    assert torch.equal(frames[-1].points, again[-1].points)
+    assert story.play_told(5)[0].probability.shape == frames[0].probability.shape == (61, 61)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -229,7 +229,8 @@ def test_score_images_of_real_and_of_noise(test_set):
     table = helpers.format_scoreboard({"same": same, "noise": bad}).splitlines()
     assert len(table) == 3 and "Fréchet" in table[0] and f"{bad['frechet']:.3f}" in table[2] and "1.000" in table[1]
     left, right = helpers.plot_scoreboard({"same": same, "noise": bad}).axes[:2]
-    assert [bar.get_width() for bar in left.patches] == [same["frechet"], bad["frechet"]]
+    assert list(left.lines[0].get_xdata()) == [same["frechet"], bad["frechet"]]
+    assert [text.get_text() for text in left.texts] == ["0.00", f"{bad['frechet']:.2f}"]
     assert right.images[0].get_array()[0].tolist() == [count / 1000 for count in same["histogram"]]
 
 

@@ -606,12 +606,12 @@ def plane_frame(step: int, verdict: Callable[[torch.Tensor], torch.Tensor], poin
     return PlaneFrame(step, probability.view(size, size), points.detach().cpu())
 
 
-def _draw_plane(axes: plt.Axes, values: torch.Tensor, points: torch.Tensor | None, **options: Any) -> Any:
+def _draw_plane(axes: plt.Axes, values: torch.Tensor, points: torch.Tensor | None) -> Any:
     axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE))
     if points is not None:
         axes.scatter(*points.T.numpy(), s=2, color="black", linewidths=0)
-    return axes.imshow(values.numpy(), origin="lower", extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="bilinear",
-                       **{"cmap": "coolwarm", "vmin": 0, "vmax": 1, **options})
+    return axes.imshow(values.numpy(), origin="lower", extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest",
+                       cmap=plt.get_cmap("coolwarm", 20), vmin=0, vmax=1)  # few colours: a small file
 
 
 def plot_plane(frames: Sequence[PlaneFrame]) -> plt.Figure:
@@ -848,7 +848,7 @@ def frechet_distance(real: torch.Tensor, fake: torch.Tensor) -> float:
         ValueError: fewer samples than that, or NaN.
     """
     _check_features(real.shape[-1] + 1, real=real, fake=fake)
-    real, fake = real.double(), fake.double()
+    real, fake = real.cpu().double(), fake.cpu().double()  # not every device has eigh, or float64
     covariance_real, covariance_fake = real.T.cov(), fake.T.cov()
     values, vectors = torch.linalg.eigh(covariance_real)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -880,7 +880,7 @@ def precision_recall_coverage(real: torch.Tensor, fake: torch.Tensor, k: int = 5
     _check_features(k + 1, real=real, fake=fake)
     real_radii = neighbour_radii(real, k) if real_radii is None else real_radii
     fake_radii = neighbour_radii(fake, k)
-    fake_is_near, real_is_near, real_is_covered = [], torch.zeros(len(real), dtype=torch.bool), real_radii < 0
+    fake_is_near, real_is_near, real_is_covered = [], torch.zeros_like(real_radii, dtype=torch.bool), real_radii < 0
     for chunk, radii in zip(fake.split(1000), fake_radii.split(1000)):
         distances = torch.cdist(chunk, real)
         inside = distances <= real_radii
@@ -1091,7 +1091,10 @@ def write_beside(path: Path | str) -> Iterator[Path]:
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())  # on disk before it takes the name, should the machine lose power
         os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # the latter is what torch raises when the disk is full
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) \
+                and "inline_container" not in str(error):  # what torch raises when it cannot write
+            raise
         raise OSError(f"'{path}' cannot be written, and is as it was: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

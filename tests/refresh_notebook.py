@@ -55,7 +55,10 @@ def main():
         nbformat.write(notebook, clone / NOTEBOOK.name)
         check = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_notebook.py"]
         if (clone / "tests" / "test_notebook.py").exists() and subprocess.run(check, cwd=clone).returncode:
-            sys.exit("the checks above failed: nothing written")
+            failed = ROOT / "output" / "HandwrittenNumberGAN.failed.ipynb"
+            failed.parent.mkdir(exist_ok=True)
+            shutil.copyfile(clone / NOTEBOOK.name, failed)
+            sys.exit(f"the checks above failed: the notebook is as it was, and what they saw is in {failed}")
         with write_beside(NOTEBOOK) as beside:
             nbformat.write(notebook, beside)
         for name in PICTURES:

@@ -91,8 +91,9 @@ def test_grids_are_small_and_one_an_epoch():
     assert max(len(output.data["image/png"]) * 3 / 4 for output in grids) <= 30 * 1024
     lines = [output for output in outputs if "data" in output and "image/png" not in output.data]
     assert len(lines) == 1 and "100%" in lines[0].data["text/plain"]
-    film = next(cell for cell in notebook.cells if cell.id == "film").outputs[0]
-    assert len(film.data["image/png"]) * 3 / 4 <= 400 * 1024
+    for name in ("filmstrip", "plane-average"):
+        film = next(cell for cell in notebook.cells if cell.id == name).outputs[-1]
+        assert len(film.data["image/png"]) * 3 / 4 <= 400 * 1024
 
 
 def test_refresh_refuses_quick_mode_and_keeps_the_notebook_on_an_error(tmp_path):
@@ -139,7 +140,7 @@ def test_repository_address_is_the_same_everywhere():
 
 def test_readme_names_the_test_command_that_ci_runs():
     command = "pytest --nbval HandwrittenNumberGAN.ipynb tests"
-    assert command in README and command in (ROOT / ".ci" / "run").read_text()
+    assert command in README and command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_readme_example_runs_in_a_fresh_process(story, tmp_path):
@@ -499,10 +500,10 @@ def colab_stub(folder):
     return folder
 
 
-def run_first_cell(cwd, python_path, home):
-    code = cell_sources()["colab"] + "\nimport sys; sys.path.insert(0, '')\nimport gan_helpers\nprint(os.getcwd())"
+def run_first_cell(cwd, python_path, home, *options):
+    code = cell_sources()["colab"] + "\nimport gan_helpers\nprint(os.getcwd())"
     environment = {**os.environ, "PYTHONPATH": str(python_path), "HOME": str(home), "GIT_CONFIG_GLOBAL": str(home / ".gitconfig")}
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *options, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_first_cell_fetches_the_repository_in_colab(tmp_path):
@@ -517,7 +518,7 @@ def test_first_cell_fetches_the_repository_in_colab(tmp_path):
     (home / ".gitconfig").write_text(f'[url "file://{origin}"]\n\tinsteadOf = {address}\n')
     stub = colab_stub(tmp_path / "stub")
     for _ in range(2):  # the second time, the clone is there already
-        run = run_first_cell(work, stub, home)
+        run = run_first_cell(work, stub, home, "-P")  # without Python's own entry for the current folder
         assert run.returncode == 0, run.stderr
         assert Path(run.stdout.strip()) == work / "HandwrittenNumberGAN"
 

@@ -609,13 +609,13 @@ def plane_frame(step: int, verdict: Callable[[torch.Tensor], torch.Tensor], poin
 def _draw_plane(axes: plt.Axes, values: torch.Tensor, points: torch.Tensor | None) -> Any:
     axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE))
     if points is not None:
-        axes.scatter(*points.T.numpy(), s=2, color="black", linewidths=0)
+        axes.scatter(*points[:700].T.numpy(), s=3, color="black", linewidths=0)
     return axes.imshow(values.numpy(), origin="lower", extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest",
                        cmap=plt.get_cmap("coolwarm", 20), vmin=0, vmax=1)  # few colours: a small file
 
 
 def plot_plane(frames: Sequence[PlaneFrame]) -> plt.Figure:
-    """Moments of a game in the plane side by side: D's probability of 'real' in colours, G's points in black."""
+    """Moments of a game in the plane side by side: D's probability of 'real' in colours, 700 of G's points in black."""
     size = (PAGE, 0.3 + 0.94 * PAGE / len(frames))
     figure, all_axes = plt.subplots(1, len(frames), figsize=size, layout="constrained", squeeze=False)
     for axes, frame in zip(all_axes[0], frames):
@@ -673,7 +673,7 @@ def load_grid(path: Path | str, size: int, scale: int = 2) -> torch.Tensor:
     return from_uint8(cells.reshape(-1, 1, size, size))
 
 
-def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, digits: int = 32, columns: int = 8,
+def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, digits: int = 24, columns: int = 8,
                    max_frames: int = 30, seconds: float = 6.0) -> bytes:
     """Save the film of the snapshots, one frame an epoch, the last one held; looping.
 

@@ -136,7 +136,9 @@ def plane(steps=2000, seeds=(0, 1, 2)):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="which: plane, " + ", ".join(EXERCISES))
-    names = parser.parse_args().names or ["plane", *EXERCISES]
+    parser.add_argument("--seed", type=int, default=0, help="of the exercises; the plane always takes three")
+    options = parser.parse_args()
+    names = options.names or ["plane", *EXERCISES]
     unknown = set(names) - {"plane", *EXERCISES}
     if unknown:
         parser.error(f"{sorted(unknown)} unknown; there are: {', '.join(EXERCISES)}")
@@ -149,7 +151,7 @@ def main():
         if name == "plane":
             plane()
             continue
-        report(name, *run(EXERCISES[name], images, labels), reference, test_images)
+        report(name, *run(EXERCISES[name], images, labels, seed=options.seed), reference, test_images)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def tune_cpu() -> None:
 
     Denormals, numbers so close to zero that a CPU handles them in slow motion, are rounded to zero. And on Linux with
     glibc the process keeps the memory that a tensor gives back, in huge pages, for the next one, instead of returning
-    it to the system a hundred times a step: `python tests/benchmark.py --memory` measures what that is worth.
+    it to the system a hundred times a step: `python tests/benchmark.py` measures what that is worth.
     """
     torch.set_flush_denormal(True)
     if sys.platform == "linux":
@@ -614,13 +614,18 @@ def _draw_plane(axes: plt.Axes, values: torch.Tensor, points: torch.Tensor | Non
                        cmap=plt.get_cmap("coolwarm", 20), vmin=0, vmax=1)  # few colours: a small file
 
 
-def plot_plane(frames: Sequence[PlaneFrame]) -> plt.Figure:
-    """Moments of a game in the plane side by side: D's probability of 'real' in colours, 700 of G's points in black."""
-    size = (PAGE, 0.3 + 0.94 * PAGE / len(frames))
+def plot_plane(frames: Sequence[PlaneFrame], centres: torch.Tensor, captions: Sequence[str]) -> plt.Figure:
+    """Moments of a game in the plane side by side, with a caption each.
+
+    D's probability of 'real' in colours, 700 of G's points in black, the centres (N, 2) of the real clusters as rings.
+    """
+    size = (PAGE, 0.6 + 0.92 * PAGE / len(frames))
     figure, all_axes = plt.subplots(1, len(frames), figsize=size, layout="constrained", squeeze=False)
-    for axes, frame in zip(all_axes[0], frames):
+    for axes, frame, caption in zip(all_axes[0], frames, captions):
         shown = _draw_plane(axes, frame.probability, frame.points)
-        axes.set_title(f"step {frame.step:,}", fontsize=9)
+        axes.scatter(*centres.T.numpy(), s=60, facecolors="none", edgecolors="limegreen", linewidths=1)
+        axes.set_title(f"step {frame.step:,}", fontsize=10)
+        axes.set_xlabel(caption, fontsize=9)
     figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label="$D$: 'real'")
     return figure
 

@@ -336,8 +336,8 @@ def test_frames_of_the_plane_look_where_they_say():
     assert (frame.probability[:, 0] < 0.01).all() and (frame.probability[:, -1] > 0.99).all()  # columns are x
     film = helpers.plane_film([dataclasses.replace(frame, step=step) for step in range(40)])
     assert Image.open(io.BytesIO(film)).n_frames == 24 and len(film) < 400 * 1024
-    figure = helpers.plot_plane([frame, frame])
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["step 7", "step 7"]
+    figure = helpers.plot_plane([frame, frame], torch.zeros(1, 2), ["a", "b"])
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes[:2]] == [("step 7", "a"), ("step 7", "b")]
     plt.close("all")
 
 

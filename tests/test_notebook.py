@@ -487,7 +487,7 @@ def test_games_in_the_plane(story):
     assert [frame.step for frame in frames] == [10, 50] and frames[-1].points.shape == (2000, 2)
     again = story.play_in_the_plane((0.0, 0.99), penalty_weight=0.1, ema_decay=0.99, steps=50)
     assert torch.equal(frames[-1].points, again[-1].points)
-    assert story.play_told(5)[0].probability.shape == frames[0].probability.shape == (61, 61)
+    assert story.play_told(5).probability.shape == frames[0].probability.shape == (61, 61)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

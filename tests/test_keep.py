@@ -65,7 +65,7 @@ def stopped_at(*moment):
 
 
 MOMENTS = [  # function, its n-th call in the run, the line of it that is not reached; an epoch has 8 steps
-    ("discriminator_step", 11, 3), ("discriminator_step", 12, 7), ("discriminator_step", 12, 8), ("r1_penalty", 3, 3),
+    ("discriminator_step", 11, 3), ("discriminator_step", 12, 7), ("discriminator_step", 12, 6), ("r1_penalty", 3, 3),
     ("generator_step", 9, 2), ("generator_step", 13, 4), ("generator_step", 13, 5), ("forward", 40, 2), ("backward", 21, 3),
     ("update_average", 10, 2), ("update_average", 17, 4), ("step", 30, 5), ("record", 12, 2), ("report", 2, 3),
     ("shuffled_batches", 2, 3), ("draw_latent", 20, 1), ("generate", 4, 6), ("to_uint8", 2, 1), ("plot_grid", 3, 4),

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 import threading
 
@@ -35,7 +36,8 @@ class Reader:
         if isinstance(cell, str):
             self.notebook.cells.append(nbformat.v4.new_code_cell(cell))
             cell = self.notebook.cells[-1]
-        timer = threading.Timer(stop_after, lambda: self.client.km.interrupt_kernel()) if stop_after else None
+        press = lambda: os.kill(self.client.km.provisioner.pid, signal.SIGINT)  # what the stop button sends
+        timer = threading.Timer(stop_after, press) if stop_after else None
         if timer:
             timer.start()
         try:
@@ -49,7 +51,7 @@ class Reader:
                 timer.join()
 
     def close(self):
-        self.client.km.shutdown_kernel(now=True)
+        os.kill(self.client.km.provisioner.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -67,9 +69,12 @@ def test_stopped_at_random_moments_in_a_real_kernel_and_resumed(reader):
     seconds = sum(record["seconds"] for record in torch.load(reader.checkpoint, weights_only=True)["history"])
     undisturbed = torch.load(reader.checkpoint, weights_only=True)
     reader.run(train, stop_after=choose.uniform(0.2, 0.8) * seconds)  # RESUME is False: a fresh run, stopped
+    stops = int("Stopped. Finished epochs" in str(train.outputs))
     for _ in range(4):
         reader.run("RESUME = True")
-        reader.run(train, stop_after=choose.uniform(0.05, 0.8) * seconds)
+        reader.run(train, stop_after=choose.uniform(0.05, 0.4) * seconds)
+        stops += "Stopped. Finished epochs" in str(train.outputs)
+    assert stops >= 2  # it was really pressed while training ran
     assert reader.run(train) == ""
     assert differences(undisturbed, torch.load(reader.checkpoint, weights_only=True)) == []
     reader.run("RESUME = False")

@@ -412,10 +412,11 @@ def from_uint8(images: torch.Tensor) -> torch.Tensor:
     return images.float().div(127.5).sub(1)
 
 
-def _grid_image(images: torch.Tensor, columns: int):
-    """Images (N, 1, H, W) in [-1, 1] as one greyscale PIL image, `columns` to a row."""
+def _grid_image(images: torch.Tensor, columns: int, scale: int = 1):
+    """Images (N, 1, H, W) in [-1, 1] as one greyscale PIL image, `columns` to a row, each pixel `scale` pixels wide."""
     pixels = make_grid(check_images(images).add(1).div(2), nrow=columns, padding=2, pad_value=0.25)[:1]
-    return to_pil_image(pixels)
+    grid = to_pil_image(pixels)
+    return grid.resize((grid.width * scale, grid.height * scale), resample=0)  # 0: nearest pixel
 
 
 def _few_greys(grid):
@@ -438,8 +439,7 @@ def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Seque
         scale: how many pixels of the picture a pixel of an image is wide and high; 1 makes a low grid, of which many
             can stand in a column.
     """
-    grid = _few_greys(_grid_image(images, columns))
-    grid = np.asarray(grid.resize((grid.width * scale, grid.height * scale), resample=0))  # 0: nearest pixel
+    grid = np.asarray(_few_greys(_grid_image(images, columns, scale)))
     margin = (20 if title else 0) + (16 if len(column_labels) else 0)
     figure = plt.figure(figsize=(grid.shape[1] / 100, (grid.shape[0] + margin) / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, grid.shape[0] / (grid.shape[0] + margin)))
@@ -544,7 +544,6 @@ def plot_pairs(tops: torch.Tensor, bottoms: torch.Tensor, names: tuple[str, str]
 def plot_game(real: torch.Tensor, fake: torch.Tensor) -> plt.Figure:
     """The diagram of the game, with one real and one forged image (1, H, W) in [-1, 1] in its boxes."""
     figure, axes = plt.subplots(figsize=(PAGE, 3.5), layout="constrained")
-    axes.set(xlim=(0, 16.4), ylim=(-0.6, 5.6), aspect="equal")
     axes.axis("off")
     boxes = {}
     for name, x, y, width, height, color, text in [
@@ -644,7 +643,7 @@ def plot_plane_maps(named: dict[str, torch.Tensor]) -> plt.Figure:
 def plane_film(frames: Sequence[PlaneFrame], max_frames: int = 24) -> bytes:
     """The film of a game in the plane as an animated PNG: at most so many frames, the last one held for 2 s."""
     pictures = []
-    for index in np.unique(np.linspace(0, len(frames) - 1, min(max_frames, len(frames))).round().astype(int)):
+    for index in _evenly(len(frames), max_frames):
         figure = plt.figure(figsize=(3.2, 3.4), dpi=100)
         axes = figure.add_axes((0.01, 0.01, 0.98, 0.92))
         _draw_plane(axes, frames[index].probability, frames[index].points)
@@ -658,9 +657,9 @@ def plane_film(frames: Sequence[PlaneFrame], max_frames: int = 24) -> bytes:
 
 def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int = 2) -> None:
     """Save images (N, 1, H, W) in [-1, 1] as one greyscale PNG, each pixel `scale` pixels wide."""
-    grid = _grid_image(images, columns)
+    grid = _grid_image(images, columns, scale)
     with write_beside(path) as beside:
-        grid.resize((grid.width * scale, grid.height * scale), resample=0).save(beside)  # 0: nearest pixel
+        grid.save(beside)
 
 
 def load_grid(path: Path | str, size: int, scale: int = 2) -> torch.Tensor:
@@ -700,19 +699,28 @@ def save_animation(snapshots: Sequence[torch.Tensor], path: Path | str, digits: 
         raise ValueError("snapshots is empty: there is nothing to animate before the first epoch has ended")
     if path.suffix not in (".gif", ".png"):
         raise ValueError(f"path = '{path}' must end in .gif or .png")
-    chosen = np.unique(np.linspace(0, len(snapshots) - 1, min(max_frames, len(snapshots))).round().astype(int))
-    frames = [_few_greys(_grid_image(from_uint8(snapshots[index][:digits]), columns)) for index in chosen]
-    durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [2000]
+    frames = [_few_greys(_grid_image(from_uint8(snapshots[index][:digits]), columns))
+              for index in _evenly(len(snapshots), max_frames)]
     with write_beside(path) as beside:  # the ending tells the format
-        frames[0].save(beside, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+        _save_film(frames, seconds, beside)
     return _film(frames, seconds)
 
 
-def _film(frames: Sequence[Any], seconds: float) -> bytes:
-    """PIL images as an animated PNG that runs so long, then holds its last frame for 2 s; looping."""
-    film = io.BytesIO()
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of the indices 0 to count - 1, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
+
+
+def _save_film(frames: Sequence[Any], seconds: float, file: Any, **options: str) -> None:
+    """Save PIL images as a looping film that runs so long, then holds its last frame for 2 s."""
     durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [2000]
-    frames[0].save(film, format="PNG", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=durations, loop=0, **options)
+
+
+def _film(frames: Sequence[Any], seconds: float) -> bytes:
+    """The bytes of such a film as an animated PNG."""
+    film = io.BytesIO()
+    _save_film(frames, seconds, film, format="PNG")
     return film.getvalue()
 
 

@@ -6,11 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
-from conftest import ROOT, cell_sources, differences, files, flat, some_images, tiny, tiny_story
+from conftest import ROOT, differences, files, flat, some_images, tiny, tiny_story
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from conftest import ROOT, cell_sources, notebook_code, read_notebook, some_images, tiny
+from conftest import ROOT, cell_sources, read_notebook, some_images, tiny
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"

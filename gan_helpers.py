@@ -30,6 +30,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import MaxNLocator
 from torch.nn import functional
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
@@ -115,7 +117,7 @@ def choose_precision(device: torch.device, name: str | None = None) -> torch.dty
         raise ValueError(f"GAN_PRECISION = {name!r} is unknown; there are: {', '.join(PRECISIONS)}")
     if name:
         return PRECISIONS[name]
-    has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
 
 
@@ -310,29 +312,37 @@ def epochs(state: TrainingState, steps: int, after_epoch: Callable[[TrainingStat
     after_epoch(state)
     with progress_line(steps, state.step) as progress:
         while state.epoch < state.settings.epochs:
-            start, sums, first = time.perf_counter(), {}, state.step
-
-            def report() -> dict[str, float]:
-                count = state.step - first
-                values = torch.stack(list(sums.values())).div(count).tolist() if sums else []
-                means = dict(zip(sums, values))
-                check_finite(values, f"steps {progress.n + 1} to {state.step}")
-                losses = [f"{key[0].upper()}'s loss {means[key]:.3f}" for key in ("d_loss", "g_loss") if key in means]
-                progress.set_postfix_str(", ".join(losses), refresh=False)
-                progress.update(state.step - progress.n)
-                return means
-
-            def record(**values: torch.Tensor) -> None:
-                for name, value in values.items():
-                    sums[name] = sums[name] + value if name in sums else value.detach().clone()
-                if (state.step - first) % report_every == 0:
-                    report()
-
-            yield record
-            means = report()
+            start, means = time.perf_counter(), _Means(state, progress, report_every)
+            yield means.record
+            values = means.report()
             state.epoch += 1
-            state.history.append(dict(epoch=state.epoch, seconds=time.perf_counter() - start, **means))
+            state.history.append({"epoch": state.epoch, "seconds": time.perf_counter() - start, **values})
             after_epoch(state)
+
+
+class _Means:
+    """The means of one epoch's numbers, summed on their own device, and their report to the progress line."""
+
+    def __init__(self, state: TrainingState, progress: tqdm, report_every: int) -> None:
+        self.state, self.progress, self.report_every = state, progress, report_every
+        self.first = state.step
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def record(self, **values: torch.Tensor) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().clone()
+        if (self.state.step - self.first) % self.report_every == 0:
+            self.report()
+
+    def report(self) -> dict[str, float]:
+        count = self.state.step - self.first
+        values = torch.stack(list(self.sums.values())).div(count).tolist() if self.sums else []
+        means = dict(zip(self.sums, values))
+        check_finite(values, f"steps {self.progress.n + 1} to {self.state.step}")
+        losses = [f"{key[0].upper()}'s loss {means[key]:.3f}" for key in ("d_loss", "g_loss") if key in means]
+        self.progress.set_postfix_str(", ".join(losses), refresh=False)
+        self.progress.update(self.state.step - self.progress.n)
+        return means
 
 
 def progress_line(total: int, done: int = 0) -> tqdm:
@@ -343,7 +353,7 @@ def progress_line(total: int, done: int = 0) -> tqdm:
     """
     ipython = sys.modules.get("IPython")  # present only where a notebook or IPython is already running
     shell = ipython.get_ipython() if ipython else None
-    options = dict(total=total, initial=done, unit="step", mininterval=0.5)
+    options = {"total": total, "initial": done, "unit": "step", "mininterval": 0.5}
     if getattr(shell, "kernel", None) is None:
         return tqdm(**options, file=sys.stdout, dynamic_ncols=True)
     return _DisplayLine(**options, file=io.StringIO(), ncols=110, ascii=False)
@@ -495,7 +505,7 @@ def plot_history(history: Sequence[dict], series: dict[str, str], ylabel: str, l
         axes.plot(epochs, [record[key] for record in history], label=name, marker="." if len(epochs) < 20 else "")
     axes.axhline(level[0], color="gray", linestyle="--", linewidth=1, label=level[1])
     axes.set(xlabel="epoch", ylabel=ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)
     return figure
 
@@ -545,18 +555,19 @@ def plot_game(real: torch.Tensor, fake: torch.Tensor) -> plt.Figure:
     """The diagram of the game, with one real and one forged image (1, H, W) in [-1, 1] in its boxes."""
     figure, axes = plt.subplots(figsize=(PAGE, 3.5), layout="constrained")
     axes.axis("off")
-    boxes = {}
+    boxes, centres = {}, {}
     for name, x, y, width, height, color, text in [
             ("z", 1.3, 1.5, 1.9, 1.3, "#eeeeee", "latent $z$:\nrandom\nnumbers"),
             ("G", 4.6, 1.5, 2.2, 1.3, "#cfe5ff", "generator\n$G$"),
             ("fake", 7.9, 1.5, 1.7, 1.7, "#eeeeee", ""), ("real", 7.9, 4.4, 1.7, 1.7, "#eeeeee", ""),
             ("D", 11.4, 2.95, 2.5, 1.3, "#ffe0c2", "discriminator\n$D$"),
             ("verdict", 15, 2.95, 2, 1.3, "#eeeeee", "verdict:\nreal or fake?")]:
+        centres[name] = (x, y)
         boxes[name] = axes.add_patch(plt.Rectangle((x - width / 2, y - height / 2), width, height, facecolor=color,
                                                    edgecolor="#555555", zorder=2))
         axes.text(x, y, text, ha="center", va="center", zorder=4)
     for name, image in [("fake", fake), ("real", real)]:
-        x, y = boxes[name].get_center()
+        x, y = centres[name]
         axes.imshow(image.cpu()[0].numpy(), cmap="gray", vmin=-1, vmax=1, zorder=3,
                     extent=(x - 0.75, x + 0.75, y - 0.75, y + 0.75))
     axes.set(xlim=(0, 16.4), ylim=(-0.6, 5.6))
@@ -567,9 +578,9 @@ def plot_game(real: torch.Tensor, fake: torch.Tensor) -> plt.Figure:
             ("real", "D", 0, "#333333", "-"), ("D", "verdict", 0, "#333333", "-"),
             ("verdict", "D", 0.75, "#d9660a", "--"), ("verdict", "D", -0.75, "#1f6fc4", "--"),
             ("D", "fake", -0.45, "#1f6fc4", "--"), ("fake", "G", -0.9, "#1f6fc4", "--")]:
-        axes.annotate("", boxes[end].get_center(), boxes[start].get_center(), zorder=1.5, arrowprops=dict(
-            arrowstyle="-|>", color=color, linestyle=dashes, patchA=boxes[start], patchB=boxes[end], shrinkA=0,
-            shrinkB=0, connectionstyle=f"arc3,rad={bend}"))
+        style = {"arrowstyle": "-|>", "color": color, "linestyle": dashes, "connectionstyle": f"arc3,rad={bend}",
+                 "patchA": boxes[start], "patchB": boxes[end], "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", centres[end], centres[start], zorder=1.5, arrowprops=style)
     axes.text(13.2, 4.75, "$D$'s gradient: tell them apart", color="#d9660a", ha="center")
     axes.text(12.2, 0.35, "$G$'s gradient, through $D$:\nbe taken for real", color="#1f6fc4", va="center")
     return figure
@@ -608,23 +619,31 @@ def plane_frame(step: int, verdict: Callable[[torch.Tensor], torch.Tensor], poin
 def _draw_plane(axes: plt.Axes, values: torch.Tensor, points: torch.Tensor | None) -> Any:
     axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE))
     if points is not None:
-        axes.scatter(*points[:700].T.numpy(), s=3, color="black", linewidths=0)
+        axes.scatter(points[:700, 0].numpy(), points[:700, 1].numpy(), s=3, color="black", linewidths=0)
     return axes.imshow(values.numpy(), origin="lower", extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest",
                        cmap=plt.get_cmap("coolwarm", 20), vmin=0, vmax=1)  # few colours: a small file
 
 
-def plot_plane(frames: Sequence[PlaneFrame], centres: torch.Tensor, captions: Sequence[str]) -> plt.Figure:
-    """Moments of a game in the plane side by side, with a caption each.
+def plot_plane(frames: Sequence[PlaneFrame], centres: torch.Tensor,
+               score: Callable[[torch.Tensor], tuple[int, float]]) -> plt.Figure:
+    """Moments of a game in the plane side by side; of more than five, five, the early ones closer together.
 
     D's probability of 'real' in colours, 700 of G's points in black, the centres (N, 2) of the real clusters as rings.
+
+    Args:
+        score: of points (N, 2): how many clusters they reach, and the share that is on one; written under each picture.
     """
+    if len(frames) > 5:
+        frames = [frames[round(share * (len(frames) - 1))] for share in (0, 0.1, 0.25, 0.5, 1)]
     size = (PAGE, 0.6 + 0.92 * PAGE / len(frames))
     figure, all_axes = plt.subplots(1, len(frames), figsize=size, layout="constrained", squeeze=False)
-    for axes, frame, caption in zip(all_axes[0], frames, captions):
+    for axes, frame in zip(all_axes[0], frames):
+        reached, on = score(frame.points)
         shown = _draw_plane(axes, frame.probability, frame.points)
-        axes.scatter(*centres.T.numpy(), s=60, facecolors="none", edgecolors="limegreen", linewidths=1)
+        axes.scatter(centres[:, 0].numpy(), centres[:, 1].numpy(), s=60, facecolors="none", edgecolors="limegreen",
+                     linewidths=1)
         axes.set_title(f"step {frame.step:,}", fontsize=10)
-        axes.set_xlabel(caption, fontsize=9)
+        axes.set_xlabel(f"{reached} of {len(centres)}, {on:.0%} on", fontsize=9)
     figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label="$D$: 'real'")
     return figure
 
@@ -648,8 +667,9 @@ def plane_film(frames: Sequence[PlaneFrame], max_frames: int = 24) -> bytes:
         axes = figure.add_axes((0.01, 0.01, 0.98, 0.92))
         _draw_plane(axes, frames[index].probability, frames[index].points)
         axes.set_title(f"step {frames[index].step:,}", fontsize=9, pad=3)
-        figure.canvas.draw()
-        pictures.append(to_pil_image(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"))
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pictures.append(to_pil_image(np.asarray(canvas.buffer_rgba())).convert("RGB"))
         plt.close(figure)
     palette = pictures[-1].quantize(64)  # one for all frames: the last one has every colour
     return _film([picture.quantize(palette=palette, dither=0) for picture in pictures], 6.0)
@@ -769,7 +789,7 @@ def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8, see
     check_images(images)
     seed_everything(seed)
     torch.set_flush_denormal(True)
-    judge = Judge().to(images.device, memory_format=torch.channels_last)
+    judge = Judge().to(images.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * math.ceil(len(images) / 128))
     precision = choose_precision(images.device)
@@ -900,12 +920,15 @@ def precision_recall_coverage(real: torch.Tensor, fake: torch.Tensor, k: int = 5
         fake_is_near.append(inside.any(dim=1))
         real_is_covered |= inside.any(dim=0)
         real_is_near |= (distances <= radii[:, None]).any(dim=0)
-    return tuple(share.double().mean().item() for share in (torch.cat(fake_is_near), real_is_near, real_is_covered))
+    precision, recall, coverage = (share.cpu().double().mean().item()
+                                   for share in (torch.cat(fake_is_near), real_is_near, real_is_covered))
+    return precision, recall, coverage
 
 
 def kl_divergence(counts: torch.Tensor, real_counts: torch.Tensor) -> float:
     """Kullback-Leibler divergence of one histogram from the real one, in nats; 0 where their shares are equal."""
-    share, real_share = counts.double() / counts.sum(), real_counts.double() / real_counts.sum()
+    counts, real_counts = counts.cpu().double(), real_counts.cpu().double()  # not every device has float64
+    share, real_share = counts / counts.sum(), real_counts / real_counts.sum()
     drawn = share > 0  # a digit that is never drawn adds nothing, be it absent from the real ones or not
     return (share[drawn] * (share[drawn] / real_share[drawn]).log()).sum().item()
 
@@ -942,9 +965,9 @@ def score_images(reference: Reference, images: torch.Tensor) -> dict:
     frechet = frechet_distance(real.features, reading.features)
     precision, recall, coverage = precision_recall_coverage(real.features, reading.features, real_radii=reference.radii)
     confident = (reading.probabilities.amax(dim=1) > 0.95).double().mean().item()
-    return dict(frechet=frechet, precision=precision, recall=recall, coverage=coverage, confident=confident,
-                kl=kl_divergence(reading.histogram, real.histogram), histogram=reading.histogram.tolist(),
-                samples=len(images))
+    return {"frechet": frechet, "precision": precision, "recall": recall, "coverage": coverage, "confident": confident,
+            "kl": kl_divergence(reading.histogram, real.histogram), "histogram": reading.histogram.tolist(),
+            "samples": len(images)}
 
 
 def nearest_images(images: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -1050,10 +1073,6 @@ def generate(generator: Callable[[torch.Tensor], torch.Tensor], latent: torch.Te
             module.training = training
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Saving and exporting
-
-
 def steepness(generator: Callable[[torch.Tensor], torch.Tensor], latent: torch.Tensor, directions: int = 8,
               step: float = 0.05) -> torch.Tensor:
     """How fast the images change with the latent: an estimate of the norm of the generator's Jacobian, float32 (N,).
@@ -1064,12 +1083,16 @@ def steepness(generator: Callable[[torch.Tensor], torch.Tensor], latent: torch.T
     Args:
         latent: (N, latent size), on the generator's device.
     """
-    here, squares = generate(generator, latent), 0
+    here, squares = generate(generator, latent), torch.zeros(len(latent))
     for _ in range(directions):
         direction = functional.normalize(torch.randn_like(latent), dim=1)
         there = generate(generator, latent + step * direction)
         squares = squares + ((there - here) / step).square().flatten(1).sum(dim=1)
     return (squares / directions).sqrt()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving and exporting
 
 
 def output_folder(quick: bool) -> Path:
@@ -1224,10 +1247,9 @@ def resume(state: Any, path: Path | str, wanted: bool) -> bool:
 
 def _epoch_in(path: Path) -> int:
     """How far the run had got that wrote this checkpoint; -1 where that cannot be read."""
-    try:
+    with contextlib.suppress(Exception):  # whatever a damaged file makes torch.load raise
         return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
-    except Exception:
-        return -1
+    return -1
 
 
 def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int) -> None:
@@ -1290,7 +1312,9 @@ def load_generator(path: Path | str) -> LoadedGenerator:
         raise FileNotFoundError(f"there is no generator at '{path}'; export_generator writes one")
     about = {"generator.json": ""}
     try:
-        program = torch.export.load(path, extra_files=about)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some versions wonder at bytes that cannot be written to
+            program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=about)  # keeps no file open
         sizes = json.loads(about["generator.json"])
         return LoadedGenerator(program.module(), sizes["latent_dim"], sizes["image_size"])
     except Exception as error:

@@ -12,6 +12,7 @@ then what the scores cost.
 
 Trains the notebook's recipe with three seeds, and for as many seconds the textbook recipe, through a plain DataLoader
 loop and through the notebook's loop. Prints their scores and the time each took to reach the textbook's final one.
+With --ours, the notebook's recipe alone.
 
     python tests/benchmark.py --dcgan
 
@@ -30,9 +31,9 @@ import contextlib
 import copy
 import dataclasses
 import io
+import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def matmul_flops_per_image(latent_dim, generator_widths, discriminator_widths, r
     the gradient of its input (which the first layer of a network that learns from its input does not need).
     r1_interval 0 means no penalty; shared_fakes, that both players use one batch of fakes.
     """
-    products = lambda sizes: [2 * a * b for a, b in zip(sizes, sizes[1:])]
+    products = lambda sizes: [2 * a * b for a, b in itertools.pairwise(sizes)]
     g = products([latent_dim, *generator_widths, 784])
     d = products([784, *discriminator_widths, 1])
     d_step = 2 * (2 * sum(d) + sum(d[1:])) + (0 if shared_fakes else sum(g))  # real and fake through D, forwards and backwards
@@ -116,7 +117,11 @@ def silent_train(story, *arguments):
 
 
 def peak_memory():
-    """The most resident memory that this process has held, in bytes."""
+    """The most resident memory that this process has held, in bytes; not a number on Windows, which does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -139,6 +144,7 @@ def measure(variant, image_count):
     if variant == "scores":
         return measure_scores()
     import torch
+
     import gan_helpers
     if variant in ("plain", "untuned"):
         gan_helpers.tune_cpu = lambda: torch.set_flush_denormal(variant == "untuned")
@@ -166,8 +172,8 @@ def measure(variant, image_count):
     speed = batches * settings.batch_size / seconds
     dtype = torch.float32 if variant == "plain" else story.precision
     memory = peak_memory()
-    print("RESULT" + json.dumps(dict(speed=speed, memory=memory, peak_share=speed * flops / matmul_peak(dtype),
-                                     machine=describe(story))))
+    print("RESULT" + json.dumps({"speed": speed, "memory": memory, "peak_share": speed * flops / matmul_peak(dtype),
+                                 "machine": describe(story)}))
 
 
 def describe(story):
@@ -180,14 +186,15 @@ def describe(story):
 
 
 # What most tutorials copy.
-TEXTBOOK = dict(latent_dim=100, generator_widths=(128, 256, 512, 1024), discriminator_widths=(512, 256), batch_size=64,
-                learning_rate=2e-4, betas=(0.5, 0.999), decay_from=1.0, r1_gamma=0.0, ema_decay=0.0)
+TEXTBOOK = {"latent_dim": 100, "generator_widths": (128, 256, 512, 1024), "discriminator_widths": (512, 256),
+            "batch_size": 64, "learning_rate": 2e-4, "betas": (0.5, 0.999), "decay_from": 1.0, "r1_gamma": 0.0,
+            "ema_decay": 0.0}
 ABLATION = {  # name: settings changed, or a cell of the notebook: (old text, new text)
     "the notebook's recipe": {},
-    "no gradient penalty": dict(r1_gamma=0.0), "penalty at every step": dict(r1_interval=1),
-    "learning rate never falls": dict(decay_from=1.0), "Adam's beta1 0.5": dict(betas=(0.5, 0.99)),
-    "no BatchNorm in G": {"generator": ("nn.BatchNorm1d(fan_out), ", "")}, "G of 512-512": dict(generator_widths=(512, 512)),
-    "batches of 64": dict(batch_size=64), "batches of 256": dict(batch_size=256), "latent of 64": dict(latent_dim=64),
+    "no gradient penalty": {"r1_gamma": 0.0}, "penalty at every step": {"r1_interval": 1},
+    "learning rate never falls": {"decay_from": 1.0}, "Adam's beta1 0.5": {"betas": (0.5, 0.99)},
+    "no BatchNorm in G": {"generator": ("nn.BatchNorm1d(fan_out), ", "")}, "G of 512-512": {"generator_widths": (512, 512)},
+    "batches of 64": {"batch_size": 64}, "batches of 256": {"batch_size": 256}, "latent of 64": {"latent_dim": 64},
 }
 
 
@@ -274,7 +281,7 @@ def prepare():
     return story, images, reference
 
 
-def quality(seeds):
+def quality(seeds, ours_only):
     story, images, reference = prepare()
     ours, epochs = [], story.settings.epochs
     print(f"\n| recipe and loop | epochs | training {COLUMNS}\n|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -284,6 +291,8 @@ def quality(seeds):
         ours.append((watch, average))
         print(f"| this notebook, seed {seed} | {epochs} | {watch.seconds:.0f} s {cells(average)}", flush=True)
         print(f"| seed {seed}, without the average of weights | {epochs} | {watch.seconds:.0f} s {cells(itself)}", flush=True)
+    if ours_only:
+        return
     seconds = statistics.median(watch.seconds for watch, _ in ours)
     textbook = dataclasses.replace(story.settings, **TEXTBOOK, epochs=10_000)
     plain, plain_scores = plain_run(story, textbook, reference, seconds)
@@ -332,6 +341,7 @@ def main():
     parser.add_argument("--images", type=int, default=25_600, help="images per run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quality", action="store_true")
+    parser.add_argument("--ours", action="store_true")
     parser.add_argument("--dcgan", action="store_true")
     parser.add_argument("--ablation", type=float, metavar="SECONDS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -339,7 +349,7 @@ def main():
     options = parser.parse_args()
     os.environ["GAN_DEVICE"] = "cpu"
     if options.quality:
-        return quality(options.seeds)
+        return quality(options.seeds, options.ours)
     if options.dcgan:
         return dcgan(options.seeds)
     if options.ablation:
@@ -356,7 +366,7 @@ def main():
             if variant != "chosen":
                 environment["GAN_PRECISION"] = "float32"
             run = subprocess.run([sys.executable, __file__, "--variant", variant, "--images", str(options.images)],
-                                 env=environment, capture_output=True, text=True)
+                                 env=environment, capture_output=True, text=True, check=False)
             if run.returncode:
                 sys.exit(run.stderr)
             results[variant].append(json.loads(run.stdout.split("RESULT")[1]))

@@ -41,7 +41,7 @@ def notebook_code(ids=None, sources=None):
     module = ModuleType("story_of_the_notebook")
     sys.modules[module.__name__] = module  # dataclasses looks a class's module up there
     for name in definitions() if ids is None else ids:
-        exec(compile(sources[name], f"notebook cell {name}", "exec"), module.__dict__)
+        exec(compile(sources[name], f"notebook cell {name}", "exec"), module.__dict__)  # noqa: S102
     return module.__dict__
 
 
@@ -54,8 +54,8 @@ def story():
 def tiny(story, **changes):
     """Settings for a run of a fraction of a second."""
     return dataclasses.replace(story.Settings(), **{
-        **dict(epochs=2, train_images=200, batch_size=32, latent_dim=8, generator_widths=(32, 16),
-               discriminator_widths=(32, 16)), **changes})
+        "epochs": 2, "train_images": 200, "batch_size": 32, "latent_dim": 8, "generator_widths": (32, 16),
+        "discriminator_widths": (32, 16), **changes})
 
 
 def some_images(n, size=28, seed=1):
@@ -66,15 +66,15 @@ def tiny_story(**changes):
     """The notebook up to the cell that trains, with tiny settings and images made up; `play` runs that cell itself."""
     names = notebook_code()
     names["settings"] = tiny(SimpleNamespace(**names), **{
-        **dict(epochs=3, train_images=128, batch_size=16, picture_every=2, score_samples=500), **changes})
+        "epochs": 3, "train_images": 128, "batch_size": 16, "picture_every": 2, "score_samples": 500, **changes})
     names["images"], names["output"] = some_images(128), ROOT / "output"  # where nothing is written before `play`
     sources = cell_sources()
-    exec(sources["after-epoch"], names)
+    exec(sources["after-epoch"], names)  # noqa: S102
     names["plt"].show = lambda: names["plt"].close("all")
 
     def play(folder, resume=False):
         names.update(output=folder, RESUME=resume)
-        exec(sources["train-run"], names)
+        exec(sources["train-run"], names)  # noqa: S102
         return names["mlp"]
 
     return play

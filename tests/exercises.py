@@ -22,24 +22,24 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # Name: settings to change, cell of the notebook -> (old text, new text), and which images to train on.
 EXERCISES = {
     "the recipe": {},
-    "1 latent of 2": dict(settings=dict(latent_dim=2)),
-    "2 no penalty": dict(settings=dict(r1_gamma=0.0)),
-    "2 penalty times 100": dict(settings=dict(r1_gamma=100.0)),
-    "3 Adam's defaults, no penalty": dict(settings=dict(r1_gamma=0.0, betas=(0.9, 0.999))),
-    "4 rate never falls": dict(settings=dict(decay_from=1.0)),
-    "5 saturating loss": dict(cells={"generator-step": (
-        "softplus(-discriminator(fake)).mean()", "logsigmoid(-discriminator(fake)).mean()")}),
-    "6 BatchNorm in D": dict(cells={"discriminator": (
-        "nn.Linear(fan_in, fan_out), nn.LeakyReLU", "nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.LeakyReLU")}),
-    "6 BatchNorm in D, two batches": dict(cells={
+    "1 latent of 2": {"settings": {"latent_dim": 2}},
+    "2 no penalty": {"settings": {"r1_gamma": 0.0}},
+    "2 penalty times 100": {"settings": {"r1_gamma": 100.0}},
+    "3 Adam's defaults, no penalty": {"settings": {"r1_gamma": 0.0, "betas": (0.9, 0.999)}},
+    "4 rate never falls": {"settings": {"decay_from": 1.0}},
+    "5 saturating loss": {"cells": {"generator-step": (
+        "softplus(-discriminator(fake)).mean()", "logsigmoid(-discriminator(fake)).mean()")}},
+    "6 BatchNorm in D": {"cells": {"discriminator": (
+        "nn.Linear(fan_in, fan_out), nn.LeakyReLU", "nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.LeakyReLU")}},
+    "6 BatchNorm in D, two batches": {"cells": {
         "discriminator": ("nn.Linear(fan_in, fan_out), nn.LeakyReLU",
                           "nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.LeakyReLU"),
         "discriminator-step": ("discriminator(torch.cat([real, fake.detach()])).split([len(real), len(fake)])",
-                               "discriminator(real), discriminator(fake.detach())")}),
-    "8 no 7s": dict(choose=lambda images, labels: images[labels != 7]),
-    "9 1,000 images": dict(settings=dict(train_images=1_000, epochs=352), choose=lambda images, labels: images[:1_000]),
-    "10 islands by k-means": dict(settings=dict(epochs=14), kinds=50),
-    "10 the recipe, 14 epochs": dict(settings=dict(epochs=14)),
+                               "discriminator(real), discriminator(fake.detach())")}},
+    "8 no 7s": {"choose": lambda images, labels: images[labels != 7]},
+    "9 1,000 images": {"settings": {"train_images": 1_000, "epochs": 352}, "choose": lambda images, labels: images[:1_000]},
+    "10 islands by k-means": {"settings": {"epochs": 14}, "kinds": 50},
+    "10 the recipe, 14 epochs": {"settings": {"epochs": 14}},
 }
 
 
@@ -67,7 +67,7 @@ def story_with(cells):
         names = conftest.notebook_code(sources=sources)
         names["QUICK"] = False  # the settings measured are those of a full run
         for cell in ("quick", "conv-init"):
-            exec(sources[cell], names)
+            exec(sources[cell], names)  # noqa: S102
     return argparse.Namespace(**names)
 
 
@@ -124,9 +124,9 @@ def report(name, story, state, chosen, draw, reference, test_images, samples=10_
 def plane(steps=2000, seeds=(0, 1, 2)):
     """Clusters reached and share of points on one, at the end of each game of section 3."""
     story = story_with({})
-    for name, recipe in [("Adam's default betas", dict(betas=(0.9, 0.999))), ("beta1 0", dict(betas=(0.0, 0.99))),
-                         ("and R1", dict(betas=(0.0, 0.99), penalty_weight=0.1)),
-                         ("and the average", dict(betas=(0.0, 0.99), penalty_weight=0.1, ema_decay=0.995))]:
+    for name, recipe in [("Adam's default betas", {"betas": (0.9, 0.999)}), ("beta1 0", {"betas": (0.0, 0.99)}),
+                         ("and R1", {"betas": (0.0, 0.99), "penalty_weight": 0.1}),
+                         ("and the average", {"betas": (0.0, 0.99), "penalty_weight": 0.1, "ema_decay": 0.995})]:
         ends = [story.plane_score(story.play_in_the_plane(**recipe, steps=steps, seed=seed)[-1].points) for seed in seeds]
         print(f"plane: {name:22}", ", ".join(f"{reached} of 8 ({on:.0%} on one)" for reached, on in ends), flush=True)
     ends = [story.plane_score(story.play_told(steps * 2 // 5, seed).points) for seed in seeds]

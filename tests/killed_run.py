@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 os.environ["GAN_DEVICE"] = "cpu"
-from conftest import tiny_story  # noqa: E402
+from conftest import tiny_story
 
 EPOCHS = 12
 

@@ -107,7 +107,7 @@ def test_stopped_inside_the_backward_pass(play, undisturbed, tmp_path, monkeypat
             helpers = sys.modules["gan_helpers"]
             save = helpers.save_checkpoint
 
-            def save_then_hook(state, path):
+            def save_then_hook(state, path, name=name, save=save):
                 save(state, path)
                 if state.epoch == 1:
                     next(getattr(state, name).parameters()).register_hook(stop)
@@ -139,7 +139,7 @@ def test_differences_are_noticed(undisturbed, tmp_path):
 def test_killed_again_and_again_and_resumed_ends_the_same(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, ROOT / "tests" / "killed_run.py", tmp_path], env=environment,
-                         capture_output=True, text=True)
+                         capture_output=True, text=True, check=False)
     epochs = [int(epoch) for epoch in re.findall(r"killed after epoch (-?\d+)", run.stdout)]
     assert run.returncode == 0 and len(epochs) == 5, run.stderr + run.stdout
     assert epochs == sorted(epochs) and len(set(epochs)) >= 4 and epochs[-1] < 12  # kills at different epochs, in order
@@ -224,9 +224,9 @@ def trained(story, path=None, resume=False, stop_after=None, **changes):
 
 
 @pytest.mark.parametrize("changes, named", [
-    (dict(r1_gamma=2.0), "r1_gamma = 1.0, and r1_gamma is now 2.0"), (dict(epochs=5), "epochs = 2"),
-    (dict(generator_widths=(16, 16)), r"generator_widths = \(32, 16\)"), (dict(name="dcgan"), "name = 'mlp'"),
-    (dict(betas=(0.5, 0.99)), "betas"), (dict(seed=1), "seed = 0"),
+    ({"r1_gamma": 2.0}, "r1_gamma = 1.0, and r1_gamma is now 2.0"), ({"epochs": 5}, "epochs = 2"),
+    ({"generator_widths": (16, 16)}, r"generator_widths = \(32, 16\)"), ({"name": "dcgan"}, "name = 'mlp'"),
+    ({"betas": (0.5, 0.99)}, "betas"), ({"seed": 1}, "seed = 0"),
 ])
 def test_other_settings_are_refused_by_name(story, tmp_path, changes, named):
     path = tmp_path / "c.pt"
@@ -255,10 +255,10 @@ def test_a_checkpoint_with_other_keys_is_refused_whole(story, tmp_path, key):
 def test_a_checkpoint_of_the_first_edition_is_refused_in_one_sentence(story, tmp_path):
     path = tmp_path / "mlp_checkpoint.pt"
     state = new_state(story)
-    first_edition = dict(settings=dict(name="mlp", generator_batch_norm=True), epoch=1, step=7, history=[], snapshots=[],
-                         distances=[], ema={}, g_optimizer={}, d_optimizer={}, g_schedule={}, d_schedule={},
-                         generator=state.generator.state_dict(), discriminator=state.discriminator.state_dict(),
-                         fixed_noise=state.fixed_noise, random=[torch.get_rng_state()])
+    first_edition = {"settings": {"name": "mlp", "generator_batch_norm": True}, "epoch": 1, "step": 7, "history": [],
+                     "snapshots": [], "distances": [], "ema": {}, "g_optimizer": {}, "d_optimizer": {}, "g_schedule": {},
+                     "d_schedule": {}, "generator": state.generator.state_dict(), "random": [torch.get_rng_state()],
+                     "discriminator": state.discriminator.state_dict(), "fixed_noise": state.fixed_noise}
     torch.save(first_edition, path)
     refused_and_unchanged(story, state, path, "written by another edition of this notebook")
 
@@ -331,7 +331,7 @@ except OSError as error:
 @pytest.mark.parametrize("name", ["checkpoint.pt", "judge.pt", "grid.png", "film.gif", "scores.json", "generator.pt2"])
 def test_a_full_disk_gives_a_clear_error_and_leaves_the_last_good_file(tmp_path, name):
     (tmp_path / name).write_text("the last good file")
-    run = subprocess.run([sys.executable, "-c", WRITERS, ROOT, name], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", WRITERS, ROOT, name], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.stdout.startswith("OSError") and name in run.stdout and "as it was" in run.stdout, run.stdout + run.stderr
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "the last good file"

@@ -99,7 +99,7 @@ def test_grids_are_small_and_one_an_epoch():
 def test_refresh_refuses_quick_mode_and_keeps_the_notebook_on_an_error(tmp_path):
     before = NOTEBOOK.read_bytes()
     script = ROOT / "tests" / "refresh_notebook.py"
-    run = subprocess.run([sys.executable, script], env={**os.environ, "GAN_QUICK": "1"}, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, script], env={**os.environ, "GAN_QUICK": "1"}, capture_output=True, text=True, check=False)
     assert run.returncode != 0 and "GAN_QUICK" in run.stderr and NOTEBOOK.read_bytes() == before
 
     clone = tmp_path / "clone"
@@ -110,7 +110,7 @@ def test_refresh_refuses_quick_mode_and_keeps_the_notebook_on_an_error(tmp_path)
     nbformat.write(broken, clone / NOTEBOOK.name)
     before = (clone / NOTEBOOK.name).read_bytes()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GAN_")}
-    run = subprocess.run([sys.executable, clone / "tests" / script.name], env=environment, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, clone / "tests" / script.name], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode != 0 and "ZeroDivisionError" in run.stderr
     assert (clone / NOTEBOOK.name).read_bytes() == before
 
@@ -150,7 +150,7 @@ def test_readme_example_runs_in_a_fresh_process(story, tmp_path):
     (tmp_path / "output").mkdir()
     torch.manual_seed(0)
     story.helpers.export_generator(story.Generator(12, (16,)), tmp_path / "output" / "generator.pt2", 12)
-    run = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "digits.png").stat().st_size > 0
 
@@ -423,7 +423,7 @@ def test_write_number_asks_for_each_digit_with_one_latent_a_hand(story, monkeypa
 def test_exercises_measure_the_code_of_the_notebook():
     from exercises import EXERCISES, clusters, run, story_with
     images, labels = some_images(80), torch.arange(80) % 10
-    small = dict(epochs=8, train_images=64, batch_size=16, generator_widths=(16,), discriminator_widths=(16,))
+    small = {"epochs": 8, "train_images": 64, "batch_size": 16, "generator_widths": (16,), "discriminator_widths": (16,)}
     ends = {}
     for name, exercise in EXERCISES.items():
         _, state, chosen, draw = run(exercise, images, labels, **small)
@@ -503,7 +503,7 @@ def colab_stub(folder):
 def run_first_cell(cwd, python_path, home, *options):
     code = cell_sources()["colab"] + "\nimport gan_helpers\nprint(os.getcwd())"
     environment = {**os.environ, "PYTHONPATH": str(python_path), "HOME": str(home), "GIT_CONFIG_GLOBAL": str(home / ".gitconfig")}
-    return subprocess.run([sys.executable, *options, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *options, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_first_cell_fetches_the_repository_in_colab(tmp_path):

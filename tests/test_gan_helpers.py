@@ -106,6 +106,11 @@ def test_choose_device_prefers_gpu_obeys_the_variable_and_lists_what_is_there(mo
         helpers.choose_device()
 
 
+def test_only_a_cpu_gets_channels_last():
+    formats = {name: helpers.conv_memory_format(torch.device(name)) for name in ("cpu", "cuda", "mps")}
+    assert formats == {"cpu": torch.channels_last, "cuda": torch.contiguous_format, "mps": torch.contiguous_format}
+
+
 def test_choose_precision_needs_bf16_units_and_obeys_the_variable(monkeypatch):
     monkeypatch.delenv("GAN_PRECISION", raising=False)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
@@ -298,7 +303,7 @@ def test_frames_of_the_plane_look_where_they_say():
     assert places[0].tolist() == [-3, -3] and places[1].tolist() == [-1.5, -3] and places[-1].tolist() == [3, 3]
     frame = helpers.plane_frame(7, lambda places: 100 * places[:, 0], torch.zeros(4, 2))
     assert (frame.probability[:, 0] < 0.01).all() and (frame.probability[:, -1] > 0.99).all()  # columns are x
-    film = helpers.plane_film([dataclasses.replace(frame, step=step) for step in range(40)])
+    film = helpers.plane_film([dataclasses.replace(frame, step=step) for step in range(40)], torch.zeros(8, 2))
     assert Image.open(io.BytesIO(film)).n_frames == 24 and len(film) < 400 * 1024
     game = [dataclasses.replace(frame, step=step) for step in range(41)]
     for frames, steps in [(game[:2], [0, 1]), (game, [0, 4, 10, 20, 40])]:

@@ -137,7 +137,7 @@ def test_differences_are_noticed(undisturbed, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_killed_again_and_again_and_resumed_ends_the_same(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # for macOS
     run = subprocess.run([sys.executable, ROOT / "tests" / "killed_run.py", tmp_path], env=environment,
                          capture_output=True, text=True, check=False)
     epochs = [int(epoch) for epoch in re.findall(r"killed after epoch (-?\d+)", run.stdout)]

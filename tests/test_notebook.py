@@ -515,7 +515,7 @@ def test_first_cell_fetches_the_repository_in_colab(tmp_path):
     git = ["git", "-C", origin, "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *arguments], check=True)
-    (home / ".gitconfig").write_text(f'[url "file://{origin}"]\n\tinsteadOf = {address}\n')
+    (home / ".gitconfig").write_text(f'[url "{origin.as_uri()}"]\n\tinsteadOf = {address}\n')
     stub = colab_stub(tmp_path / "stub")
     for _ in range(2):  # the second time, the clone is there already
         run = run_first_cell(work, stub, home, "-P")  # without Python's own entry for the current folder

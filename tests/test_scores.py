@@ -213,7 +213,7 @@ def test_save_json_round_trip(tmp_path):
 def test_check_scores_notices_each_shortfall():
     row = {"samples": 10_000, "frechet": 0.5, "precision": 0.85, "recall": 0.8, "confident": 0.85, "kl": 0.01,
            "histogram": [1000] * 10}
-    good = {"rows": {"trained": row, "DCGAN": dict(row), "untrained": {"frechet": 500.0},
+    good = {"rows": {"MLP": row, "DCGAN": dict(row), "untrained MLP": {"frechet": 500.0},
                      "real training images": {"frechet": 0.2}},
             "memory": 1.0, "training_seconds": {"mlp": 120.0, "dcgan": 150.0}}
     assert failures(good) == []

@@ -356,7 +356,7 @@ def main():
         return ablation(options.ablation)
     if options.variant:
         return measure(options.variant, options.images)
-    names = {"plain": "plain DataLoader loop, float32", "untuned": "the same without tune_cpu's memory",
+    names = {"plain": "plain DataLoader loop, float32", "untuned": "float32, without tune_cpu's memory",
              "float32": "this notebook's loop, float32",
              "chosen": "this notebook's loop, chosen precision"}
     results = {variant: [] for variant in names}

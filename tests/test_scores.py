@@ -215,9 +215,10 @@ def test_check_scores_notices_each_shortfall():
            "histogram": [1000] * 10}
     good = {"rows": {"MLP": row, "DCGAN": dict(row), "untrained MLP": {"frechet": 500.0},
                      "real training images": {"frechet": 0.2}},
-            "memory": 1.0, "training_seconds": {"mlp": 120.0, "dcgan": 150.0}}
+            "memory": 1.0, "read as asked": 0.97, "reader of forged digits": 0.97,
+            "training_seconds": {"mlp": 120.0, "dcgan": 150.0}}
     assert failures(good) == []
-    cases = [(("memory",), 0.89)]
+    cases = [(("memory",), 0.89), (("read as asked",), 0.93), (("reader of forged digits",), 0.94)]
     for name, limit in FRECHET.items():
         cases += [(("rows", name, key), value) for key, value in {
             "frechet": limit + 0.01, "precision": 0.82, "recall": 0.74, "confident": 0.77, "kl": 0.021,

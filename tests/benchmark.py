@@ -42,6 +42,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from exercises import PAPER, story_with
+
 WARM_UP_BATCHES = 30
 
 
@@ -189,12 +192,12 @@ def describe(story):
 TEXTBOOK = {"latent_dim": 100, "generator_widths": (128, 256, 512, 1024), "discriminator_widths": (512, 256),
             "batch_size": 64, "learning_rate": 2e-4, "betas": (0.5, 0.999), "decay_from": 1.0, "r1_gamma": 0.0,
             "ema_decay": 0.0}
-PAPER = {"discriminator": ("images + 1", "images")}  # as tutorials have it: D sees paper as -1
 ABLATION = {  # name: settings changed, or a cell of the notebook: (old text, new text)
     "the notebook's recipe": {}, "D sees paper as -1, not 0": PAPER,
     "no gradient penalty": {"r1_gamma": 0.0}, "penalty at every step": {"r1_interval": 1},
     "learning rate never falls": {"decay_from": 1.0}, "Adam's beta1 0.5": {"betas": (0.5, 0.99)},
-    "no BatchNorm in G": {"generator": (", bias=False), nn.BatchNorm1d(fan_out), ", "), ")}, "G of 512-512": {"generator_widths": (512, 512)},
+    "no BatchNorm in G": {"generator": (", bias=False), nn.BatchNorm1d(fan_out), ", "), ")},
+    "G of 512-512": {"generator_widths": (512, 512)},
     "batches of 64": {"batch_size": 64}, "batches of 256": {"batch_size": 256}, "latent of 64": {"latent_dim": 64},
 }
 
@@ -274,7 +277,6 @@ def cells(scores):
 
 
 def prepare():
-    from exercises import story_with
     story = story_with({})
     images, _ = story.helpers.load_mnist(train=True)
     reference = story.helpers.make_reference(story.helpers.load_mnist(train=False)[0])
@@ -283,7 +285,6 @@ def prepare():
 
 
 def quality(seeds, ours_only):
-    from exercises import story_with
     story, images, reference = prepare()
     ours, epochs = [], story.settings.epochs
     print(f"\n| recipe and loop | epochs | training {COLUMNS}\n|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -326,7 +327,6 @@ def dcgan(seeds):
 
 
 def ablation(seconds):
-    from exercises import story_with
     story, images, reference = prepare()
     print(f"\n| change, {seconds:.0f} s of training each {COLUMNS}\n|---|---|---|---|---|---|---|", flush=True)
     for name, changes in ABLATION.items():

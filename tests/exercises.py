@@ -19,6 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+PAPER = {"discriminator": ("images + 1", "images")}  # as most tutorials have it: D sees paper as -1
 # Name: settings to change, cell of the notebook -> (old text, new text), and which images to train on.
 EXERCISES = {
     "the recipe": {},
@@ -40,7 +41,7 @@ EXERCISES = {
     "9 1,000 images": {"settings": {"train_images": 1_000, "epochs": 352}, "choose": lambda images, labels: images[:1_000]},
     "10 islands by k-means": {"settings": {"epochs": 12}, "kinds": 50},
     "10 the recipe, 12 epochs": {"settings": {"epochs": 12}},
-    "D sees paper as -1, 12 epochs": {"settings": {"epochs": 12}, "cells": {"discriminator": ("images + 1", "images")}},
+    "D sees paper as -1, 12 epochs": {"settings": {"epochs": 12}, "cells": PAPER},
 }
 
 

@@ -20,7 +20,8 @@ Trains the DCGAN of the notebook with three seeds.
 
     python tests/benchmark.py --ablation 60
 
-Trains the notebook's recipe, and the same with one ingredient changed at a time, for 60 seconds each.
+Trains the notebook's recipe with three seeds, and with one ingredient changed at a time, for about 60 seconds each (whole
+epochs, as many as fit).
 
 All obey GAN_PRECISION=float32, print the machine's rate of square matrix products, by which times of two machines compare,
 and take `--seeds 0 1 2`.
@@ -229,15 +230,18 @@ class Watch:
         return next((seconds for seconds, value in self.curve if value <= distance), None)
 
 
-def timed_run(story, settings, images, reference, seconds=None, fit=False, classes=()):
-    """Train through the notebook's loop; with `seconds`, stop then, or with `fit` choose epochs that take so long.
+def epochs_that_fit(story, settings, images, seconds):
+    """How many whole epochs take about so many seconds, by the second of two: the first of a process also warms up."""
+    two = dataclasses.replace(settings, epochs=2)
+    trial = silent_train(story, *story.fresh_players(two), images, two, lambda state: None)
+    return max(1, round(seconds / trial.history[-1]["seconds"]))
+
+
+def timed_run(story, settings, images, reference, seconds=None, classes=()):
+    """Train through the notebook's loop; with `seconds`, stop after the epoch in which they have passed.
 
     Returns (watch, scores of the average, scores of the generator itself).
     """
-    if fit:
-        one = dataclasses.replace(settings, epochs=2)  # the first epoch of a process also warms up
-        trial = silent_train(story, *story.fresh_players(one, *classes), images, one, lambda state: None)
-        settings = dataclasses.replace(settings, epochs=max(1, round(seconds / trial.history[-1]["seconds"])))
     watch, states = Watch(story, reference, settings.latent_dim), []
 
     def after_epoch(state):
@@ -245,7 +249,7 @@ def timed_run(story, settings, images, reference, seconds=None, fit=False, class
         if state.history:
             watch.seconds += state.history[-1]["seconds"]
             watch.look(state.ema_generator)
-            if seconds and not fit and watch.seconds >= seconds:
+            if seconds and watch.seconds >= seconds:
                 raise TimeIsUp
 
     with contextlib.suppress(TimeIsUp):
@@ -326,17 +330,21 @@ def dcgan(seeds):
         print(f"| DCGAN, seed {seed} | {settings.epochs} | {watch.seconds:.0f} s {cells(average)}", flush=True)
 
 
-def ablation(seconds):
+def ablation(seconds, seeds):
+    """Every change once, with the first seed; the recipe itself with each of them, so that the spread can be seen."""
     story, images, reference = prepare()
-    print(f"\n| change, {seconds:.0f} s of training each {COLUMNS}\n|---|---|---|---|---|---|---|", flush=True)
+    print(f"\n| change | epochs | training {COLUMNS}\n|---|---|---|---|---|---|---|---|---|", flush=True)
     for name, changes in ABLATION.items():
         new_cells = {key: change for key, change in changes.items() if not hasattr(story.settings, key)}
         changed = story_with(new_cells)
         settings = dataclasses.replace(story.settings, **{k: v for k, v in changes.items() if k not in new_cells})
-        _, average, itself = timed_run(changed, settings, images, reference, seconds, fit=True)
-        print(f"| {name} {cells(average)}", flush=True)
-        if not changes:
-            print(f"| no average of weights {cells(itself)}", flush=True)
+        settings = dataclasses.replace(settings, epochs=epochs_that_fit(changed, settings, images, seconds))
+        for seed in seeds[:1] if changes else seeds:
+            watch, average, itself = timed_run(changed, dataclasses.replace(settings, seed=seed), images, reference)
+            length = f"{len(watch.curve)} | {watch.seconds:.0f} s"
+            print(f"| {name}, seed {seed} | {length} {cells(average)}", flush=True)
+            if not changes:
+                print(f"| no average of weights, seed {seed} | {length} {cells(itself)}", flush=True)
 
 
 def main():
@@ -356,7 +364,7 @@ def main():
     if options.dcgan:
         return dcgan(options.seeds)
     if options.ablation:
-        return ablation(options.ablation)
+        return ablation(options.ablation, options.seeds)
     if options.variant:
         return measure(options.variant, options.images)
     names = {"plain": "plain DataLoader loop, float32", "untuned": "this notebook's loop, float32, untuned",

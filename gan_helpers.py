@@ -15,6 +15,7 @@ import ctypes
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -52,12 +53,13 @@ def check_settings(settings: object, **ranges: tuple[float, float]) -> None:
 
     Args:
         settings: a dataclass instance whose fields are numbers, or tuples of numbers; and maybe a `name`, which begins
-            file names and so is one word of letters, digits and underscores.
+            file names and so is one word of letters, digits and underscores. Of `train_images`, where there are any,
+            `batch_size` must not leave one over.
         ranges: field name = (lowest, highest); a tuple's entries must each lie in the range. A range of two
             integers admits only integers.
 
     Raises:
-        ValueError: names the field, its value and the allowed range.
+        ValueError: names the field, its value and what is allowed.
     """
     name = getattr(settings, "name", "none")
     if not (isinstance(name, str) and name.isidentifier()):
@@ -69,10 +71,16 @@ def check_settings(settings: object, **ranges: tuple[float, float]) -> None:
         if not good or not all(good):
             kind = "whole numbers" if whole else "numbers"
             raise ValueError(f"{name} = {value!r} cannot work: {name} takes {kind} from {low:,} to {high:,}")
+    batch_size, train_images = (getattr(settings, name, 0) for name in ("batch_size", "train_images"))
+    if batch_size > 1 and train_images % batch_size == 1:
+        raise ValueError(f"batch_size = {batch_size} cannot work: it leaves the last of train_images = {train_images:,} alone "
+                         "in a batch, and BatchNorm needs two: make either of them one larger or smaller")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch on every device, the one source of randomness in this project.
+    """Begin as a new process does: seed torch on every device, and put its modes right, should a stop have left them on.
+
+    torch is the one source of randomness in this project.
 
     Raises:
         ValueError: the seed is not a whole number from 0 to 2**63 - 1.
@@ -80,6 +88,22 @@ def seed_everything(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed = {seed!r} cannot work: seed takes whole numbers from 0 to 2**63 - 1")
     torch.manual_seed(seed)
+    leave_modes()
+
+
+def leave_modes() -> None:
+    """Switch gradients on, autocast off, and forget the weights that it keeps at another precision.
+
+    A stop that falls into the lines in which torch itself enters or leaves one of these modes leaves it for good, and
+    all that is trained afterwards is wrong, or fails.
+    """
+    torch.set_grad_enabled(True)
+    for kind in ("cpu", "cuda", "mps"):
+        torch.set_autocast_enabled(kind, False)
+    depth = torch.autocast_increment_nesting()
+    while depth > 0:
+        depth = torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -300,7 +324,9 @@ def stoppable(state: TrainingState) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"Stopped. Finished epochs, which what follows uses: {len(state.history)} of {state.settings.epochs}")
+        leave_modes()
+        print(f"Stopped. Finished epochs: {len(state.history)} of {state.settings.epochs}. What follows uses the networks "
+              "as they are now")
 
 
 def epochs(state: TrainingState, steps: int, after_epoch: Callable[[TrainingState], None],
@@ -390,7 +416,7 @@ def check_finite(values: Sequence[float], what: str) -> None:
     """
     if not all(math.isfinite(value) for value in values):
         raise FloatingPointError(
-            f"training became unstable: a loss is NaN or infinite in {what}. The pictures and the history up to the "
+            f"training became unstable: a loss is NaN or infinite in {what}. The pictures and the checkpoint of the "
             "last finished epoch are intact. A lower learning rate or a larger r1_gamma usually cures it."
         )
 
@@ -1189,7 +1215,7 @@ def load_checkpoint(state: Any, path: Path | str) -> None:
         random_states = saved.pop("random")
     except Exception as error:
         raise ValueError(f"'{path}' is no whole checkpoint ({error}): delete or rename it, and train afresh") from error
-    advice = "rename the file, or train afresh with RESUME = False, which keeps it as *.previous.pt"
+    advice = "rename the file, or train afresh with RESUME = False, which keeps it under another name"
     if saved.keys() != vars(state).keys() or not isinstance(random_states, dict):
         odd = ", ".join(sorted(saved.keys() ^ vars(state).keys())) or "random"
         raise ValueError(f"'{path}' was written by another edition of this notebook (the difference: {odd}), "
@@ -1204,6 +1230,12 @@ def load_checkpoint(state: Any, path: Path | str) -> None:
         if shapes(saved[name]) != shapes(module.state_dict()):
             raise ValueError(f"'{path}' holds another architecture: the weights of its {name} have other names or "
                              f"shapes than the ones here: {advice}")
+    optimizers = {n: p for n, p in vars(state).items() if isinstance(p, torch.optim.Optimizer)}
+    for name, optimizer in optimizers.items():
+        sizes = lambda values: [len(group["params"]) for group in values["param_groups"]]
+        if sizes(saved[name]) != sizes(optimizer.state_dict()):
+            raise ValueError(f"'{path}' holds another {name}: it trains {sum(sizes(saved[name]))} tensors, and the one "
+                             f"here {sum(sizes(optimizer.state_dict()))}: {advice}")
     device = _device_of(state)
     if set(random_states) != {"cpu", device.type}:
         other = ", ".join(sorted(set(random_states) - {"cpu"})) or "cpu"
@@ -1235,7 +1267,8 @@ def resume(state: Any, path: Path | str, wanted: bool) -> bool:
 
     Returns:
         whether the state has been loaded. A checkpoint that is not wanted is renamed to end in .previous.pt, in place
-        of an earlier one that had got no further; one that had got further stays.
+        of an earlier one of the same settings that had got no further; one that had got further stays. One of other
+        settings stays too: the new name is then .previous-2.pt, and so on.
 
     Raises:
         ValueError: as `load_checkpoint`.
@@ -1247,24 +1280,31 @@ def resume(state: Any, path: Path | str, wanted: bool) -> bool:
         ended = ": training had ended, so nothing is trained now" if state.epoch == state.settings.epochs else ""
         print(f"RESUME: {path.name} goes on after epoch {state.epoch} of {state.settings.epochs}{ended}")
     elif found:
-        previous = path.with_suffix(".previous.pt")
-        epoch, kept = _epoch_in(path), _epoch_in(previous) if previous.exists() else -1
-        if kept > epoch:
+        epoch, settings = _run_in(path)
+        for number in itertools.count(1):
+            previous = path.with_suffix(f".previous-{number}.pt" if number > 1 else ".previous.pt")
+            kept, its_settings = _run_in(previous) if previous.exists() else (None, settings)
+            if its_settings == settings and (settings or not previous.exists()):
+                break
+        rename = f"rename it to {path.name} to go on from it"
+        if kept is not None and epoch is not None and kept > epoch:
             print(f"A fresh run. The last run got to epoch {epoch} only, so its checkpoint is dropped, and the one "
-                  f"before, of epoch {kept}, stays as {previous.name}")
+                  f"before, of epoch {kept}, stays as {previous.name} ({rename})")
         else:
             path.replace(previous)
-            print(f"A fresh run. The last run's checkpoint, of epoch {epoch}, is kept as {previous.name}")
+            which = "which cannot be read" if epoch is None else f"of epoch {epoch}"
+            print(f"A fresh run. The last run's checkpoint, {which}, is kept as {previous.name} ({rename})")
     elif wanted:
         print(f"RESUME: there is no {path.name}, so this is a fresh run")
     return wanted and found
 
 
-def _epoch_in(path: Path) -> int:
-    """How far the run had got that wrote this checkpoint; -1 where that cannot be read."""
+def _run_in(path: Path) -> tuple[int | None, dict[str, Any] | None]:
+    """How far the run had got that wrote this checkpoint, and its settings; None for both where that cannot be read."""
     with contextlib.suppress(Exception):  # whatever a damaged file makes torch.load raise
-        return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
-    return -1
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return int(saved["epoch"]), dict(saved["settings"])
+    return None, None
 
 
 def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int) -> None:

@@ -18,10 +18,10 @@ With --ours, the notebook's recipe alone.
 
 Trains the DCGAN of the notebook with three seeds.
 
-    python tests/benchmark.py --ablation 60
+    python tests/benchmark.py --ablation 5
 
-Trains the notebook's recipe with three seeds, and with one ingredient changed at a time, for about 60 seconds each (whole
-epochs, as many as fit).
+Trains the notebook's recipe for 5 epochs with three seeds, and with one ingredient changed at a time for as many whole
+epochs as fit into the same time, by a trial of both in alternation.
 
 All obey GAN_PRECISION=float32, print the machine's rate of square matrix products, by which times of two machines compare,
 and take `--seeds 0 1 2`.
@@ -54,13 +54,15 @@ def matmul_flops_per_image(latent_dim, generator_widths, discriminator_widths, r
 
     A product of (n, a) with (a, b) costs 2 n a b. A linear layer has three: its output, the gradient of its weights,
     the gradient of its input (which the first layer of a network that learns from its input does not need).
-    r1_interval 0 means no penalty; shared_fakes, that both players use one batch of fakes.
+    r1_interval 0 means no penalty; shared_fakes, the notebook's steps (one batch of fakes for both players, and G's step
+    asks for G's gradients only) and not those of the plain loop.
     """
     products = lambda sizes: [2 * a * b for a, b in itertools.pairwise(sizes)]
     g = products([latent_dim, *generator_widths, 784])
     d = products([784, *discriminator_widths, 1])
     d_step = 2 * (2 * sum(d) + sum(d[1:])) + (0 if shared_fakes else sum(g))  # real and fake through D, forwards and backwards
     g_step = sum(g) + sum(d) + sum(d) + 2 * sum(g) - g[0]  # forwards through both, back through D's inputs and all of G
+    g_step += 0 if shared_fakes else sum(d)  # a plain backward() computes the gradients of D's weights, too
     # The penalty: forwards, back to the pixels, and for each of the latter's products two of the second derivative.
     penalty = 4 * sum(d) / r1_interval if r1_interval else 0
     return d_step + g_step + penalty
@@ -115,9 +117,12 @@ def plain_loop(story, settings):
 
 
 def silent_train(story, *arguments):
-    """The notebook's loop without its progress line, which would run through the tables printed here."""
+    """The notebook's loop without its progress line, which would run through the tables printed here; Ctrl-C ends it all."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return story.train(*arguments)
+        state = story.train(*arguments)
+    if state.epoch < state.settings.epochs:
+        raise KeyboardInterrupt
+    return state
 
 
 def peak_memory():
@@ -230,11 +235,18 @@ class Watch:
         return next((seconds for seconds, value in self.curve if value <= distance), None)
 
 
-def epochs_that_fit(story, settings, images, seconds):
-    """How many whole epochs take about so many seconds, by the second of two: the first of a process also warms up."""
-    two = dataclasses.replace(settings, epochs=2)
-    trial = silent_train(story, *story.fresh_players(two), images, two, lambda state: None)
-    return max(1, round(seconds / trial.history[-1]["seconds"]))
+def seconds_per_epoch(contestants, images):
+    """Seconds that an epoch takes with each (story, settings), the best of three measured in alternation.
+
+    In alternation, since a shared machine is half as fast one minute as it is the next; on a fifth of the images.
+    """
+    images, best = images[:len(images) // 5], [float("inf")] * len(contestants)
+    for _ in range(3):
+        for number, (story, settings) in enumerate(contestants):
+            one = dataclasses.replace(settings, epochs=1, train_images=len(images))
+            state = silent_train(story, *story.fresh_players(one), images, one, lambda state: None)
+            best[number] = min(best[number], 5 * state.history[-1]["seconds"])
+    return best
 
 
 def timed_run(story, settings, images, reference, seconds=None, classes=()):
@@ -330,15 +342,19 @@ def dcgan(seeds):
         print(f"| DCGAN, seed {seed} | {settings.epochs} | {watch.seconds:.0f} s {cells(average)}", flush=True)
 
 
-def ablation(seconds, seeds):
-    """Every change once, with the first seed; the recipe itself with each of them, so that the spread can be seen."""
+def ablation(epochs, seeds):
+    """Every change once, with the first seed; the recipe itself with each of them, so that the spread can be seen.
+
+    The recipe has so many epochs, a change as many whole ones as take the same time, by a trial beside the recipe.
+    """
     story, images, reference = prepare()
     print(f"\n| change | epochs | training {COLUMNS}\n|---|---|---|---|---|---|---|---|---|", flush=True)
     for name, changes in ABLATION.items():
         new_cells = {key: change for key, change in changes.items() if not hasattr(story.settings, key)}
         changed = story_with(new_cells)
         settings = dataclasses.replace(story.settings, **{k: v for k, v in changes.items() if k not in new_cells})
-        settings = dataclasses.replace(settings, epochs=epochs_that_fit(changed, settings, images, seconds))
+        recipe, other = seconds_per_epoch([(story, story.settings), (changed, settings)], images) if changes else (1, 1)
+        settings = dataclasses.replace(settings, epochs=max(1, round(epochs * recipe / other)))
         for seed in seeds[:1] if changes else seeds:
             watch, average, itself = timed_run(changed, dataclasses.replace(settings, seed=seed), images, reference)
             length = f"{len(watch.curve)} | {watch.seconds:.0f} s"
@@ -354,7 +370,7 @@ def main():
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--ours", action="store_true")
     parser.add_argument("--dcgan", action="store_true")
-    parser.add_argument("--ablation", type=float, metavar="SECONDS")
+    parser.add_argument("--ablation", type=int, metavar="EPOCHS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -87,6 +87,8 @@ def run(exercise, images, labels, **shrink):
         draw_latent = lambda n, latent_dim: story.ask(codes[torch.randint(len(codes), (n,))], story.draw_latent(n, latent_dim))
     with contextlib.redirect_stdout(io.StringIO()):
         state = story.train(*story.fresh_players(settings, *classes), chosen, settings, lambda state: None, draw_latent)
+    if state.epoch < settings.epochs:  # Ctrl-C, which `train` takes for the stop button
+        raise KeyboardInterrupt
 
     def draw(generator, n=None, latent=None):
         latent = draw_latent(n, settings.latent_dim) if latent is None else latent

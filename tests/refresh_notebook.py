@@ -64,7 +64,8 @@ def main():
         for name in PICTURES:
             with write_beside(ROOT / ".github" / name) as beside:
                 shutil.copyfile(clone / "output" / name, beside)
-        shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True)
+        shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True,
+                        ignore=shutil.ignore_patterns("*_checkpoint.pt"))  # there may be a run of somebody's own
 
 
 if __name__ == "__main__":

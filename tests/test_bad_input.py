@@ -125,6 +125,8 @@ TABLE = [
       for bad in (-1, 2**63, 1.5, "0", True, None)],
     ("an unknown device", lambda f: helpers.choose_device("tpu"), ValueError, "'tpu'"),
     ("an unknown precision", lambda f: helpers.choose_precision(torch.device("cpu"), "int4"), ValueError, "'int4' is unknown; there are: float32, bfloat16"),
+    ("a batch of one", lambda f: helpers.check_settings(settings(name="x", train_images=65, batch_size=32)), ValueError,
+     "batch_size = 32 cannot work: it leaves the last of train_images = 65 alone in a batch"),
     *[(f"batch size {bad!r}", lambda f, bad=bad: helpers.shuffled_batches(images(), bad), ValueError,
        f"batch_size = {bad!r} cannot work: batch_size takes whole numbers from 1 to 6") for bad in (0, -1, 7, 2.0, True, "3")],
     # files

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +32,10 @@ def ended(folder):
 
 
 class StopAt:
-    """A trace function that presses stop: KeyboardInterrupt in the n-th call of a function, at its k-th line."""
+    """A trace function that presses stop: KeyboardInterrupt in the n-th call of a function, at its k-th line.
+
+    The function goes by its name, or as file.name where many have that name.
+    """
 
     def __init__(self, function, call, line):
         self.function, self.call, self.line, self.fired = function, call, line, False
@@ -39,7 +43,8 @@ class StopAt:
     def __call__(self, frame, event, argument):
         ours = frame.f_code.co_filename.startswith("notebook cell") or "gan_helpers" in frame.f_code.co_filename \
             or "torch" in frame.f_code.co_filename
-        if ours and frame.f_code.co_name == self.function and not self.fired:
+        names = (frame.f_code.co_name, f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
+        if ours and self.function in names and not self.fired:
             self.call -= 1
             return self.count_lines if self.call == 0 else None
 
@@ -69,6 +74,7 @@ MOMENTS = [  # function, its n-th call in the run, the line of it that is not re
     ("update_average", 10, 2), ("update_average", 17, 4), ("step", 30, 5), ("record", 12, 2), ("report", 2, 3),
     ("shuffled_batches", 2, 3), ("draw_latent", 20, 1), ("generate", 4, 6), ("to_uint8", 2, 1), ("plot_grid", 3, 4),
     ("save_grid", 2, 3), ("frechet_of_images", 2, 1), ("save_checkpoint", 3, 3), ("write_beside", 5, 9),
+    ("grad_mode.__exit__", 80, 1), ("_use_grad", 30, 8), ("_use_grad", 31, 9),
     ("fresh_players", 1, 4), ("resume", 1, 2), ("epochs", 1, 2), ("save_checkpoint", 1, 2), ("learning_rate_factor", 1, 1),
 ]
 
@@ -84,6 +90,35 @@ def test_stopped_anywhere_and_run_again_ends_as_if_undisturbed(play, undisturbed
         torch.randn(17)  # whatever happens in between
         assert play(folder, resume).epoch == 3
         assert differences(undisturbed, ended(folder)) == []
+
+
+AUTOCAST = [("autocast_mode.__enter__", 8, line) for line in range(5, 10)] + [
+    ("autocast_mode.__exit__", 8, line) for line in range(1, 7)]
+
+
+@pytest.mark.parametrize("moment", AUTOCAST, ids=lambda moment: f"{moment[0]}-{moment[2]}")
+def test_stopped_between_float32_and_bfloat16_and_run_again_ends_as_if_undisturbed(tmp_path, monkeypatch, moment):
+    """A stop in the lines of autocast itself would leave it on, or its copies of the weights in use for good."""
+    monkeypatch.setenv("GAN_PRECISION", "bfloat16")
+    play = tiny_story(epochs=1, train_images=64)
+    undisturbed = play(tmp_path)
+    with stopped_at(*moment):
+        assert play(tmp_path).epoch == 0
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")  # for the drawings that follow
+    assert differences(undisturbed, play(tmp_path)) == []
+
+
+def test_a_run_begins_in_the_modes_of_a_new_process(play, undisturbed, tmp_path):
+    torch.set_grad_enabled(False)
+    torch.set_autocast_enabled("cpu", True)
+    torch.autocast_increment_nesting()
+    try:
+        play(tmp_path)
+        assert differences(undisturbed, ended(tmp_path)) == []
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        assert torch.autocast_increment_nesting() == 1
+    finally:
+        sys.modules["gan_helpers"].leave_modes()
 
 
 def test_stopped_while_it_resumes(play, undisturbed, tmp_path):
@@ -191,6 +226,35 @@ def test_accidental_runs_that_are_stopped_early_leave_the_good_checkpoint(play, 
            "mlp_checkpoint.previous.pt" in capsys.readouterr().out
 
 
+def test_a_fresh_run_with_other_settings_loses_no_checkpoint(tmp_path, capsys):
+    """Three recipes in turn, then the first one again, stopped early, and a damaged file: everyone's best stays."""
+    path, best = tmp_path / "mlp_checkpoint.pt", {}
+    for gamma in (1.0, 0.0, 2.0):
+        tiny_story(r1_gamma=gamma)(tmp_path)
+        best[gamma] = path.read_bytes()
+    with stopped_at("discriminator_step", 3, 3):
+        tiny_story(r1_gamma=1.0)(tmp_path)
+    path.write_bytes(b"damaged")
+    tiny_story(r1_gamma=1.0)(tmp_path)
+    kept = {file.name: file.read_bytes() for file in tmp_path.glob("*.previous*.pt")}
+    assert kept == {"mlp_checkpoint.previous.pt": best[1.0], "mlp_checkpoint.previous-2.pt": best[0.0],
+                    "mlp_checkpoint.previous-3.pt": best[2.0], "mlp_checkpoint.previous-4.pt": b"damaged"}
+    said = capsys.readouterr().out
+    assert "which cannot be read, is kept as mlp_checkpoint.previous-4.pt" in said
+    assert "of epoch 3, is kept as mlp_checkpoint.previous-2.pt (rename it to mlp_checkpoint.pt to go on from it)" in said
+
+
+def test_what_was_kept_goes_on_when_it_is_renamed_back(play, undisturbed, tmp_path):
+    with stopped_at("discriminator_step", 20, 3):
+        play(tmp_path)
+    with stopped_at("discriminator_step", 3, 3):  # RESUME was forgotten
+        play(tmp_path)
+    (tmp_path / "mlp_checkpoint.previous.pt").replace(tmp_path / "mlp_checkpoint.pt")
+    assert ended(tmp_path)["epoch"] == 2
+    play(tmp_path, resume=True)
+    assert differences(undisturbed, ended(tmp_path)) == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is refused
 
@@ -281,6 +345,14 @@ def test_another_architecture_under_the_same_settings_is_refused(story, tmp_path
     with pytest.raises(ValueError, match="architecture: the weights of its discriminator"):
         story.helpers.load_checkpoint(state, path)
     assert torch.equal(state.discriminator[1].weight, weights) and state.epoch == 0
+
+
+def test_another_optimiser_under_the_same_settings_is_refused(story, tmp_path):
+    path = tmp_path / "c.pt"
+    trained(story, path)
+    state = new_state(story)
+    state.d_optimizer = torch.optim.Adam(list(state.discriminator.parameters())[:2])
+    refused_and_unchanged(story, state, path, "holds another d_optimizer: it trains 6 tensors, and the one here 2")
 
 
 class Payload:

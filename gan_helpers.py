@@ -73,12 +73,12 @@ def check_settings(settings: object, **ranges: tuple[float, float]) -> None:
             raise ValueError(f"{name} = {value!r} cannot work: {name} takes {kind} from {low:,} to {high:,}")
     batch_size, train_images = (getattr(settings, name, 0) for name in ("batch_size", "train_images"))
     if batch_size > 1 and train_images % batch_size == 1:
-        raise ValueError(f"batch_size = {batch_size} cannot work: it leaves the last of train_images = {train_images:,} alone "
-                         "in a batch, and BatchNorm needs two: make either of them one larger or smaller")
+        raise ValueError(f"batch_size = {batch_size} cannot work: it leaves the last of train_images = {train_images:,} "
+                         "alone in a batch, and BatchNorm needs two: make either of them one larger or smaller")
 
 
 def seed_everything(seed: int) -> None:
-    """Begin as a new process does: seed torch on every device, and put its modes right, should a stop have left them on.
+    """Begin as a new process does: seed torch on every device, and put right what modes a stop has left on.
 
     torch is the one source of randomness in this project.
 
@@ -325,8 +325,8 @@ def stoppable(state: TrainingState) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         leave_modes()
-        print(f"Stopped. Finished epochs: {len(state.history)} of {state.settings.epochs}. What follows uses the networks "
-              "as they are now")
+        print(f"Stopped. Finished epochs: {len(state.history)} of {state.settings.epochs}. What follows uses the "
+              "networks as they are now")
 
 
 def epochs(state: TrainingState, steps: int, after_epoch: Callable[[TrainingState], None],

@@ -73,8 +73,8 @@ def check_settings(settings: object, **ranges: tuple[float, float]) -> None:
             raise ValueError(f"{name} = {value!r} cannot work: {name} takes {kind} from {low:,} to {high:,}")
     batch_size, train_images = (getattr(settings, name, 0) for name in ("batch_size", "train_images"))
     if batch_size > 1 and train_images % batch_size == 1:
-        raise ValueError(f"batch_size = {batch_size} cannot work: it leaves the last of train_images = {train_images:,} "
-                         "alone in a batch, and BatchNorm needs two: make either of them one larger or smaller")
+        raise ValueError(f"batch_size = {batch_size} cannot work: it leaves the last of train_images = {train_images:,}"
+                         " alone in a batch, and BatchNorm needs two: make either of them one larger or smaller")
 
 
 def seed_everything(seed: int) -> None:

@@ -1232,10 +1232,11 @@ def load_checkpoint(state: Any, path: Path | str) -> None:
                              f"shapes than the ones here: {advice}")
     optimizers = {n: p for n, p in vars(state).items() if isinstance(p, torch.optim.Optimizer)}
     for name, optimizer in optimizers.items():
-        sizes = lambda values: [len(group["params"]) for group in values["param_groups"]]
-        if sizes(saved[name]) != sizes(optimizer.state_dict()):
-            raise ValueError(f"'{path}' holds another {name}: it trains {sum(sizes(saved[name]))} tensors, and the one "
-                             f"here {sum(sizes(optimizer.state_dict()))}: {advice}")
+        there, here = ([len(group["params"]) for group in groups]
+                       for groups in (saved[name]["param_groups"], optimizer.param_groups))
+        if there != here:
+            raise ValueError(f"'{path}' holds another {name}: it trains {sum(there)} tensors, and the one here "
+                             f"{sum(here)}: {advice}")
     device = _device_of(state)
     if set(random_states) != {"cpu", device.type}:
         other = ", ".join(sorted(set(random_states) - {"cpu"})) or "cpu"
@@ -1283,11 +1284,14 @@ def resume(state: Any, path: Path | str, wanted: bool) -> bool:
         epoch, settings = _run_in(path)
         for number in itertools.count(1):
             previous = path.with_suffix(f".previous-{number}.pt" if number > 1 else ".previous.pt")
-            kept, its_settings = _run_in(previous) if previous.exists() else (None, settings)
-            if its_settings == settings and (settings or not previous.exists()):
+            if not previous.exists():
+                kept = None
+                break
+            kept, its_settings = _run_in(previous)
+            if settings and its_settings == settings:
                 break
         rename = f"rename it to {path.name} to go on from it"
-        if kept is not None and epoch is not None and kept > epoch:
+        if kept is not None and kept > epoch:
             print(f"A fresh run. The last run got to epoch {epoch} only, so its checkpoint is dropped, and the one "
                   f"before, of epoch {kept}, stays as {previous.name} ({rename})")
         else:

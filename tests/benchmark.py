@@ -31,7 +31,6 @@ import argparse
 import contextlib
 import copy
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -44,7 +43,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from exercises import PAPER, story_with
+from exercises import PAPER, silent_train, story_with
 
 WARM_UP_BATCHES = 30
 
@@ -114,15 +113,6 @@ def plain_loop(story, settings):
             d_loss.item(), g_loss.item()
             step += 1
             yield generator
-
-
-def silent_train(story, *arguments):
-    """The notebook's loop without its progress line, which would run through the tables printed here; Ctrl-C ends it all."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        state = story.train(*arguments)
-    if state.epoch < state.settings.epochs:
-        raise KeyboardInterrupt
-    return state
 
 
 def peak_memory():

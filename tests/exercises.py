@@ -73,6 +73,15 @@ def story_with(cells):
     return argparse.Namespace(**names)
 
 
+def silent_train(story, *arguments):
+    """The notebook's loop without its progress line, which would run through what is printed here; Ctrl-C ends it all."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        state = story.train(*arguments)
+    if state.epoch < state.settings.epochs:  # Ctrl-C, which `train` takes for the stop button
+        raise KeyboardInterrupt
+    return state
+
+
 def run(exercise, images, labels, **shrink):
     """Train as the exercise asks; returns (story, the state at the end, the images it was trained on, draw)."""
     story = story_with(exercise.get("cells", {}))
@@ -85,10 +94,7 @@ def run(exercise, images, labels, **shrink):
         codes = clusters(chosen, exercise["kinds"])
         chosen, classes = story.tick(chosen, codes), (story.ConditionalGenerator, story.ConditionalDiscriminator)
         draw_latent = lambda n, latent_dim: story.ask(codes[torch.randint(len(codes), (n,))], story.draw_latent(n, latent_dim))
-    with contextlib.redirect_stdout(io.StringIO()):
-        state = story.train(*story.fresh_players(settings, *classes), chosen, settings, lambda state: None, draw_latent)
-    if state.epoch < settings.epochs:  # Ctrl-C, which `train` takes for the stop button
-        raise KeyboardInterrupt
+    state = silent_train(story, *story.fresh_players(settings, *classes), chosen, settings, lambda state: None, draw_latent)
 
     def draw(generator, n=None, latent=None):
         latent = draw_latent(n, settings.latent_dim) if latent is None else latent

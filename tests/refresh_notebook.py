@@ -4,7 +4,7 @@
 
 Runs in a copy of this folder, keeps the cell ids, strips widget state, refuses quick mode and errors; the notebook is
 replaced only by a run that went through and passed the checks. The README's pictures in .github/ come from the same run,
-and its results go to output/.
+and its results go to output/, but for the checkpoints.
 """
 
 import os

@@ -441,13 +441,15 @@ def test_exercises_measure_the_code_of_the_notebook():
     from exercises import EXERCISES, clusters, run, story_with
     images, labels = some_images(80), torch.arange(80) % 10
     small = {"epochs": 8, "train_images": 64, "batch_size": 16, "generator_widths": (16,), "discriminator_widths": (16,)}
+    four = {"generator_widths": (8, 8, 8, 8), "discriminator_widths": (8, 8, 8, 8)}
     ends = {}
     for name, exercise in EXERCISES.items():
-        _, state, chosen, draw = run(exercise, images, labels, **small)
+        _, state, chosen, draw = run(exercise, images, labels, **small | (four if "convolutions" in exercise else {}))
         ends[name] = state.history[-1]["d_loss"]
         assert len(chosen) == 64 and draw(state.ema_generator, 3).shape == (3, 1, 28, 28)
     same = {name for name, loss in ends.items() if loss == ends["the recipe"]}
     assert same == {"the recipe", "9 1,000 images", "10 the recipe, 12 epochs"}  # every other change reaches the training
+    assert [name for name, loss in ends.items() if loss == ends["the DCGAN"]] == ["the DCGAN"]
     with pytest.raises(ValueError, match="cell r1"):
         story_with({"r1": ("not in there", "")})
     blobs = torch.cat([some_images(20) * 0.1 + centre for centre in (-0.8, 0.0, 0.8)])

@@ -7,57 +7,50 @@ own, forked from this one to spare the imports; one thread, since threads do not
 """
 
 import os
-import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
-
-os.environ["GAN_DEVICE"] = "cpu"
 from conftest import tiny_story
+from pressing import pressing
 
-EPOCHS = 12
+import gan_helpers as helpers
+
+EPOCHS = 9
+# After which call of what the process kills itself: in a step, between steps, while a file is written.
+KILLS = [("generator_step", 13), ("update_average", 1), ("fsync", 2), ("replace", 3), ("save_checkpoint", 3),
+         ("generate", 1)]
 
 
-def start(play, *arguments):
+def run(play, folder, resume, kill=None):
+    """The exit status of a run in a process of its own, which may kill itself."""
     child = os.fork()
-    if child == 0:
-        try:
-            play(*arguments)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return child
-
-
-def epoch_of(checkpoint):
-    return torch.load(checkpoint, weights_only=True)["epoch"] if checkpoint.exists() else -1
+    if child:
+        return os.waitpid(child, 0)[1]
+    try:
+        if kill:
+            name, call = kill
+            owner = next(owner for owner in (vars(os), vars(helpers), play.names) if name in owner)
+            owner[name] = pressing(owner[name], call, signal_sent=signal.SIGKILL)
+        play(folder, resume)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def main(folder):
     torch.set_num_threads(1)
-    play = tiny_story(epochs=EPOCHS, picture_every=3)
+    play = tiny_story(epochs=EPOCHS, keep_every=3)
     for name in ("whole", "killed"):
         (folder / name).mkdir()
-
-    began = time.monotonic()
-    if os.waitpid(start(play, folder / "whole", False), 0)[1]:
+    if run(play, folder / "whole", False):
         sys.exit("the whole run failed")
-    seconds = time.monotonic() - began
-
-    # Each kill waits until the run has reached an epoch further on, then for a moment chosen by a seeded draw.
-    checkpoint, choose = folder / "killed" / "mlp_checkpoint.pt", random.Random(0)
-    for epoch in range(0, EPOCHS - 2, 2):
-        child = start(play, folder / "killed", True)
-        while epoch_of(checkpoint) < epoch:
-            time.sleep(0.001)
-        time.sleep(choose.uniform(0, seconds / EPOCHS))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        print("killed after epoch", epoch_of(checkpoint), flush=True)
-    if os.waitpid(start(play, folder / "killed", True), 0)[1]:
+    for kill in KILLS:
+        if run(play, folder / "killed", True, kill) != signal.SIGKILL:
+            sys.exit(f"the run was not killed: {kill}")
+        print("killed after epoch", torch.load(folder / "killed" / "mlp_checkpoint.pt")["epoch"], flush=True)
+    if run(play, folder / "killed", True):
         sys.exit("the resumed run failed")
 
 

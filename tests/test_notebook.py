@@ -1,474 +1,256 @@
-"""The committed notebook: its file, its text, and the code that it teaches."""
+"""The committed notebook and README: their files, their text, and the code that the notebook teaches."""
 
 import json
 import math
 import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
+from itertools import pairwise
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import torch
-from conftest import ROOT, cell_sources, read_notebook, some_images, tiny
+from conftest import NOTEBOOK, ROOT, cell_sources, differences, flat, notebook_code, python, run_cell, some_images, tiny
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils._python_dispatch import TorchDispatchMode
 
-NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
+import gan_helpers as helpers
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The file
 
 
 def complaints(notebook):
     """Whatever must not be in a committed notebook, as a list of sentences."""
-    found = []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
-        found.append("the code cells are not executed 1..N in order")
-    if notebook.metadata.get("widgets"):
-        found.append("it carries widget state")
-    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
-        found.append("its kernel is not python3")
+    found = {"the code cells are not executed 1..N in order":
+                 [cell.execution_count for cell in code] != list(range(1, len(code) + 1)),
+             "it carries widget state": bool(notebook.metadata.get("widgets")),
+             "its kernel is not python3": notebook.metadata.get("kernelspec", {}).get("name") != "python3"}
     for cell in code:
-        if len(cell.source.splitlines()) > 30:
-            found.append(f"cell {cell.id} has more than 30 lines")
-        for output in cell.outputs:
-            text = json.dumps(output)
-            if output.output_type == "error":
-                found.append(f"cell {cell.id} ended in an error")
-            if output.output_type == "stream" and output.name == "stderr":
-                found.append(f"cell {cell.id} wrote to stderr")
-            if "widget-view" in text:
-                found.append(f"cell {cell.id} shows a widget")
-            if "QUICK MODE" in text:
-                found.append("it was run in quick mode")
+        found[f"cell {cell.id} has more than 30 lines"] = len(cell.source.splitlines()) > 30
+        for number, output in enumerate(cell.outputs):
             texts = "".join([output.get("text", "")] + [
                 str(value) for kind, value in output.get("data", {}).items() if not kind.startswith("image/")])
-            if re.search(r"(^|[\s'\"(=])(/(home|root|tmp|work|Users|content|usr|var)/|[A-Z]:\\)", texts):
-                found.append(f"cell {cell.id} prints an absolute path")
-            if "\r" in texts:
-                found.append(f"cell {cell.id} left carriage returns")
-    return found
+            found |= {f"cell {cell.id}, output {number}: {complaint}": is_so for complaint, is_so in {
+                "an error": output.output_type == "error", "stderr": output.get("name") == "stderr",
+                "a widget": "widget-view" in json.dumps(output), "quick mode": "QUICK MODE" in texts,
+                "carriage returns": "\r" in texts, "an absolute path": re.search(
+                    r"(^|[\s'\"(=])(/(home|root|tmp|work|Users|content|usr|var)/|[A-Z]:\\)", texts)}.items()}
+    return [complaint for complaint, is_so in found.items() if is_so]
 
 
 def test_committed_file_is_clean():
-    notebook = read_notebook()
-    nbformat.validate(notebook)
+    nbformat.validate(NOTEBOOK)
+    assert complaints(NOTEBOOK) == [] and (ROOT / "HandwrittenNumberGAN.ipynb").stat().st_size < 3e6
+
+
+def test_complaints_are_made():
+    new, cell = nbformat.v4.new_output, nbformat.v4.new_code_cell("1\n" * 30, execution_count=1)
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
     assert complaints(notebook) == []
-    assert NOTEBOOK.stat().st_size < 3e6
-
-
-@pytest.mark.parametrize("break_it, complaint", [
-    (lambda n, c: c.update(execution_count=99), "executed 1..N"),
-    (lambda n, c: n.metadata.update(widgets={"state": {}}), "widget state"),
-    (lambda n, c: n.metadata.kernelspec.update(name="venv"), "kernel"),
-    (lambda n, c: c.update(source="x\n" * 31), "30 lines"),
-    (lambda n, c: c.outputs.append(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])), "error"),
-    (lambda n, c: c.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="w")), "stderr"),
-    (lambda n, c: c.outputs.append(nbformat.v4.new_output("stream", text="in /tmp/x")), "absolute path"),
-    (lambda n, c: c.outputs.append(nbformat.v4.new_output("stream", text="50%\r100%")), "carriage"),
-    (lambda n, c: c.outputs.append(nbformat.v4.new_output("stream", text="QUICK MODE (GAN_QUICK=1)")), "quick mode"),
-    (lambda n, c: c.outputs.append(nbformat.v4.new_output(
-        "display_data", {"application/vnd.jupyter.widget-view+json": {}})), "widget"),
-])
-def test_hygiene_check_notices(break_it, complaint):
-    notebook = read_notebook()
-    break_it(notebook, next(cell for cell in notebook.cells if cell.cell_type == "code"))
-    assert any(complaint in found for found in complaints(notebook))
-
-
-def test_grids_are_small_and_one_an_epoch():
-    notebook = read_notebook()
-    outputs = next(cell for cell in notebook.cells if cell.id == "train-run").outputs
-    grids = [output for output in outputs if "image/png" in output.get("data", {})]
-    quick = next(cell for cell in notebook.cells if cell.id == "quick")
-    epochs = re.search(r"(\d+) epochs", quick.outputs[0].text)
-    assert len(grids) == int(epochs[1]) + 1 >= 10
-    assert max(len(output.data["image/png"]) * 3 / 4 for output in grids) <= 30 * 1024
-    lines = [output for output in outputs if "data" in output and "image/png" not in output.data]
-    assert len(lines) == 1 and "100%" in lines[0].data["text/plain"]
-    for name in ("filmstrip", "plane-average"):
-        film = next(cell for cell in notebook.cells if cell.id == name).outputs[-1]
-        assert len(film.data["image/png"]) * 3 / 4 <= 400 * 1024
+    cell.outputs = [new("error", ename="E", evalue="", traceback=[]), new("stream", name="stderr"), *(
+        new("stream", text=text) for text in ("in /tmp/x", "50%\r100%", "QUICK MODE (GAN_QUICK=1)")),
+        new("display_data", {"application/vnd.jupyter.widget-view+json": {}})]
+    assert [complaint.split(": ")[1] for complaint in complaints(notebook)] == [
+        "an error", "stderr", "an absolute path", "carriage returns", "quick mode", "a widget"]
+    notebook.metadata = {"widgets": {"state": {}}, "kernelspec": {"name": "venv"}}
+    cell.update(source="1\n" * 31, execution_count=2, outputs=[])
+    assert len(complaints(notebook)) == 4
 
 
 def test_refresh_refuses_quick_mode_and_keeps_the_notebook_on_an_error(tmp_path):
-    before = NOTEBOOK.read_bytes()
-    script = ROOT / "tests" / "refresh_notebook.py"
-    run = subprocess.run([sys.executable, script], env={**os.environ, "GAN_QUICK": "1"}, capture_output=True, text=True, check=False)
-    assert run.returncode != 0 and "GAN_QUICK" in run.stderr and NOTEBOOK.read_bytes() == before
-
-    clone = tmp_path / "clone"
-    (clone / "tests").mkdir(parents=True)
-    shutil.copy(script, clone / "tests")
-    shutil.copy(ROOT / "gan_helpers.py", clone)
-    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
-    nbformat.write(broken, clone / NOTEBOOK.name)
-    before = (clone / NOTEBOOK.name).read_bytes()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GAN_")}
-    run = subprocess.run([sys.executable, clone / "tests" / script.name], env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode != 0 and "ZeroDivisionError" in run.stderr
-    assert (clone / NOTEBOOK.name).read_bytes() == before
+    script = shutil.copytree(ROOT / "tests", tmp_path / "tests") / "refresh_notebook.py"
+    shutil.copy(ROOT / "gan_helpers.py", tmp_path)
+    notebook = tmp_path / "HandwrittenNumberGAN.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), notebook)
+    before, environment = notebook.read_bytes(), {k: v for k, v in os.environ.items() if not k.startswith("GAN_")}
+    for more, message in [({"GAN_QUICK": "1"}, "GAN_QUICK"), ({}, "ZeroDivisionError")]:
+        assert message in python(script, env=environment | more).stderr and notebook.read_bytes() == before
 
 
 def test_section_links_and_helper_names_exist():
-    sources = cell_sources()
-    headings = {line[3:].replace(" ", "-") for source in sources.values() for line in source.splitlines()
-                if line.startswith("## ")}
-    links = re.findall(r"\]\(#([^)]+)\)", "".join(sources.values()))
-    assert len(links) >= 9 and set(links) <= headings
-    import gan_helpers
-    used = set(re.findall(r"helpers\.(\w+)", "\n".join(sources.values()))) - {"py"}
-    assert used and all(hasattr(gan_helpers, name) for name in used)
+    text = "\n".join(cell_sources().values())
+    links = re.findall(r"\]\(#([^)]+)\)", text)
+    assert len(links) >= 9 and set(links) <= {title.replace(" ", "-") for title in re.findall(r"(?m)^## (.*)", text)}
+    used = set(re.findall(r"helpers\.(\w+)", text)) - {"py"}
+    assert len(used) > 20 and [name for name in used if not hasattr(helpers, name)] == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# README
-
-
-def test_repository_address_is_the_same_everywhere():
-    address = re.search(r'REPOSITORY = "https://github.com/([^"]+)"', cell_sources()["colab"])[1]
+def test_readme_and_training_cell_are_short_and_address_and_test_command_are_the_same_everywhere():
+    assert len(README.splitlines()) <= 120 and len(cell_sources()["train"].splitlines()) <= 30
     badges = re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/HandwrittenNumberGAN.ipynb",
                         README + cell_sources()["title"])
-    assert len(badges) == 2 and set(badges) == {address}
-    assert set(re.findall(r"github\.com/([\w.-]+/HandwrittenNumberGAN)", README)) == {address}
-
-
-def test_readme_names_the_test_command_that_ci_runs():
+    assert len(badges) == 2 and {*badges, *re.findall(r"github\.com/([\w.-]+/HandwrittenNumberGAN)", README)} == {
+        re.search(r'REPOSITORY = "https://github.com/([^"]+)"', cell_sources()["colab"])[1]}
     command = "pytest --nbval HandwrittenNumberGAN.ipynb tests"
     assert command in README and command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_readme_example_runs_in_a_fresh_process(story, tmp_path):
-    """The five lines that use an exported generator, exactly as README has them, in a folder with nothing else."""
     lines = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    assert len(lines.strip().splitlines()) == 5
     (tmp_path / "output").mkdir()
-    torch.manual_seed(0)
-    story.helpers.export_generator(story.Generator(12, (16,)), tmp_path / "output" / "generator.pt2", 12)
-    run = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert (tmp_path / "digits.png").stat().st_size > 0
+    helpers.export_generator(story.Generator(12, (16,)), tmp_path / "output" / "generator.pt2", 12)
+    run = python("-c", lines, cwd=tmp_path)
+    assert len(lines.splitlines()) == 5 and run.returncode == 0 and (tmp_path / "digits.png").stat().st_size, run.stderr
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The code that the notebook teaches
+def play(story, settings, after_epoch=lambda state: None, images=None):
+    """A short run of the notebook's loop, on random images; returns the state."""
+    images = some_images(settings.train_images) if images is None else images
+    return story.train(*story.fresh_players(settings), images, settings, after_epoch)
 
 
-def play(story, settings, after_epoch=lambda state: None):
-    """A short run of the notebook's loop on random images; returns the state and its history without times."""
-    state = story.train(*story.fresh_players(settings), some_images(settings.train_images), settings, after_epoch)
-    return state, [{**record, "seconds": 0} for record in state.history]
-
-
-def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(story):
-    first, second = play(story, tiny(story)), play(story, tiny(story))
-    other = play(story, tiny(story, seed=1))
-    for name in ("generator", "discriminator", "ema_generator"):
-        weights = [getattr(state, name).state_dict() for state, _ in (first, second, other)]
-        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-        assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
-    assert first[1] == second[1] and len(first[1]) == 2
-
-
-def test_after_epoch_does_not_disturb_the_run(story):
-    """Drawing from the generator between epochs must leave the training as it is (mode, BatchNorm, randomness)."""
-    draw = lambda state: (story.helpers.generate(state.ema_generator, torch.zeros(4, 8)),
-                          story.helpers.generate(state.generator, torch.zeros(4, 8)))
-    assert play(story, tiny(story))[1] == play(story, tiny(story), draw)[1]
+def test_pictures_and_samples_of_a_run_do_not_change_what_is_trained(tmp_path):
+    """Section 11 with pictures, samples and files, and the same run without; once it drew its pictures at random."""
+    names, labels = notebook_code(), torch.arange(100) % 10
+    names.update(settings=tiny(SimpleNamespace(**names), train_images=100, epochs=10, keep_every=2), output=tmp_path,
+                 labels=labels, ticked=names["tick"](some_images(100), labels))
+    run_cell("after-epoch", names)
+    shown = run_cell("conditional-train", names)["conditional"]
+    assert len(shown.snapshots) == 7 and list(shown.samples) == [0, 2, 4, 6] and len(list(tmp_path.iterdir())) == 5
+    players = names["fresh_players"](shown.settings, names["ConditionalGenerator"], names["ConditionalDiscriminator"])
+    silent = names["train"](*players, names["ticked"], shown.settings, lambda state: None, names["ask_for_any"])
+    for state in (shown, silent):
+        del state.snapshots, state.samples
+    assert silent.step == 18 and differences(vars(shown), vars(silent)) == []
 
 
 def test_steps_against_torch_losses_and_who_moves(story):
     torch.manual_seed(0)
     generator, discriminator = story.Generator(8, (16,)), story.Discriminator((16,))
     real, fake = some_images(6), generator(torch.randn(6, 8))
-    with torch.no_grad():
-        real_logits, fake_logits = discriminator(real), discriminator(fake)
-    ones, zeros = torch.ones(6), torch.zeros(6)
-    expected = (binary_cross_entropy_with_logits(real_logits, ones) + binary_cross_entropy_with_logits(fake_logits, zeros))
-    before = [{k: v.clone() for k, v in net.state_dict().items()} for net in (generator, discriminator)]
-    moved = lambda: [any(not torch.equal(v, old[k]) for k, v in net.state_dict().items())
-                     for net, old in zip((generator, discriminator), before)]
-
-    no_move = torch.optim.SGD(discriminator.parameters(), lr=0.0)
-    loss, on_real, on_fake = story.discriminator_step(discriminator, no_move, real, fake, 0)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(on_real, real_logits.sigmoid().mean())
-    torch.testing.assert_close(on_fake, fake_logits.sigmoid().mean())
+    real_logits, fake_logits = discriminator(real).detach(), discriminator(fake).detach()
+    ones, zeros, before = torch.ones(6), torch.zeros(6), (flat(generator), flat(discriminator))
+    moved = lambda: [differences(old, flat(net)) != [] for old, net in zip(before, (generator, discriminator))]
+    sgd = lambda network, rate: torch.optim.SGD(network.parameters(), rate)
+    d_loss = story.discriminator_step(discriminator, sgd(discriminator, 0.0), real, fake)
+    torch.testing.assert_close(d_loss, binary_cross_entropy_with_logits(real_logits, ones)
+                               + binary_cross_entropy_with_logits(fake_logits, zeros))
     assert moved() == [False, False] and all(parameter.grad is None for parameter in generator.parameters())
-    d_gradients = [parameter.grad.clone() for parameter in discriminator.parameters()]
-    loss = story.generator_step(generator, discriminator, torch.optim.SGD(generator.parameters(), lr=0.1), fake)
-    torch.testing.assert_close(loss, binary_cross_entropy_with_logits(fake_logits, ones))
-    assert moved() == [True, False]
-    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(discriminator.parameters(), d_gradients))
-    assert not any(value.requires_grad for value in (loss, on_real, on_fake))
-    generator.load_state_dict(before[0])
-    story.discriminator_step(discriminator, torch.optim.SGD(discriminator.parameters(), lr=0.1), real, fake, 0)
-    assert moved() == [False, True]
+    gradients = [parameter.grad.clone() for parameter in discriminator.parameters()]
+    g_loss = story.generator_step(generator, discriminator, sgd(generator, 0.1), fake)
+    torch.testing.assert_close(g_loss, binary_cross_entropy_with_logits(fake_logits, ones))
+    assert moved() == [True, False] and not d_loss.requires_grad and not g_loss.requires_grad
+    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(discriminator.parameters(), gradients))
+    story.discriminator_step(discriminator, sgd(discriminator, 0.1), real, fake)
+    assert moved() == [True, True]
 
 
-@pytest.mark.parametrize("shape", [(2,), (20,), (1, 8, 8), (3, 4, 4)], ids=str)
-def test_r1_penalty_of_a_linear_discriminator_is_its_squared_weight_for_any_shape_of_sample(story, shape):
-    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), 1)).double()
-    real = torch.randn(5, *shape, dtype=torch.float64)
-    torch.testing.assert_close(story.r1_penalty(linear, real), linear[1].weight.square().sum())
-    assert not real.requires_grad
-
-
-def test_r1_penalty_and_its_gradient_against_finite_differences(story):
+def test_r1_penalty_its_gradient_and_its_weight_against_finite_differences(story):
     torch.manual_seed(0)
-    discriminator = story.Discriminator((8,)).double()
-    discriminator.forward = lambda images: discriminator.layers(images).squeeze(1)  # without the cast to float32
-    real = torch.rand(2, 1, 28, 28, dtype=torch.float64)
-    base, slope, h = discriminator(real), torch.zeros(2, 784, dtype=torch.float64), 1e-6
-    for pixel in range(784):
-        moved = real.clone().view(2, -1)
-        moved[:, pixel] += h
-        slope[:, pixel] = (discriminator(moved.view_as(real)) - base).detach() / h
-    torch.testing.assert_close(story.r1_penalty(discriminator, real), slope.square().sum(1).mean(), rtol=1e-4, atol=1e-8)
-
-    weight = discriminator.layers[1].weight
-    gradient, = torch.autograd.grad(story.r1_penalty(discriminator, real), weight)
-    values = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            weight[0, 0] += sign * h
-        values.append(story.r1_penalty(discriminator, real).item())
-        with torch.no_grad():
-            weight[0, 0] -= sign * h
-    assert (values[0] - values[1]) / (2 * h) == pytest.approx(gradient[0, 0].item(), rel=1e-4)
-
-
-def test_penalty_is_added_with_half_its_weight(story):
-    torch.manual_seed(0)
-    generator, discriminator = story.Generator(8, (16,)), story.Discriminator((16,))
-    real, fake = some_images(6), generator(torch.randn(6, 8))
-    weight = discriminator.layers[1].weight
-    gradients = []
+    discriminator = story.Discriminator((8,), pixels=16).double()
+    (real, fake), pixels = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64), torch.eye(16).double().view(16, 1, 1, 4, 4)
+    at = lambda h: torch.stack([discriminator(real + h * pixel) for pixel in pixels])  # (16 pixels, 3 images)
+    expected = ((at(1e-6) - at(-1e-6)) / 2e-6).square().sum(dim=0).mean()
+    torch.testing.assert_close(story.r1_penalty(discriminator, real), expected, rtol=1e-6, atol=0)
+    weight, gradients, call = discriminator.layers[1].weight, [], torch.func.functional_call
+    with_weight = lambda value: lambda images: call(discriminator, {"layers.1.weight": value}, images)
+    torch.autograd.gradcheck(lambda value: story.r1_penalty(with_weight(value), real), weight)
     for penalty_weight in (0, 3.0):
-        no_move = torch.optim.SGD(discriminator.parameters(), lr=0.0)
-        story.discriminator_step(discriminator, no_move, real, fake, penalty_weight)
+        story.discriminator_step(discriminator, torch.optim.SGD([weight], lr=0.0), real, fake, penalty_weight)
         gradients.append(weight.grad.clone())
     penalty, = torch.autograd.grad(story.r1_penalty(discriminator, real), weight)
-    torch.testing.assert_close(gradients[1] - gradients[0], 1.5 * penalty, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradients[1] - gradients[0], 1.5 * penalty)  # half its weight
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
-def test_average_against_the_recurrence(story, decay):
-    """Inside train: the average after n steps is d * average + (1 - d) * weights, d = min(decay, (1 + n) / (10 + n))."""
-    weights, averages, update = [], [], story.update_average
-
-    def spy(average, generator, share):
-        update(average, generator, share)
-        weights.append(generator.layers[0].weight[0, 0].item())
-        averages.append(average.layers[0].weight[0, 0].item())
-        assert torch.equal(average.layers[1].running_var, generator.layers[1].running_var)
-
-    try:
-        story.train.__globals__["update_average"] = spy
-        start = []
-        play(story, tiny(story, ema_decay=decay),
-             lambda state: start.append(state.ema_generator.layers[0].weight[0, 0].item()))
-    finally:
-        story.train.__globals__["update_average"] = update
-    expected = start[0]
-    assert len(weights) == 14
-    for n, (weight, average) in enumerate(zip(weights, averages)):
-        d = min(decay, (1 + n) / (10 + n))
-        expected = d * expected + (1 - d) * weight
-        assert average == pytest.approx(expected, rel=1e-5, abs=1e-8)
-    assert decay or averages == weights  # without averaging the average is the generator
+def test_average_has_batchnorm_s_statistics_too_and_copies_its_counter(story):
+    average, generator = story.Generator(8, (16,)), story.Generator(8, (16,))
+    generator(5 + 3 * torch.randn(64, 8))
+    before, new = ({name: value.clone() for name, value in net.state_dict().items()} for net in (average, generator))
+    story.update_average(average, generator, 0.9)
+    for name, kept in average.state_dict().items():
+        mean = 0.9 * before[name] + 0.1 * new[name]
+        torch.testing.assert_close(kept, mean if kept.is_floating_point() else new[name])
+    moved = {name.split(".")[-1] for name in differences(before, new)}
+    assert {"weight", "running_mean", "running_var", "num_batches_tracked"} <= moved
 
 
-def test_textbook_recipe_is_one_replace_away(story):
-    """Every ingredient off: the commonly copied recipe runs, and without decay the rate never falls."""
-    settings = tiny(story, r1_gamma=0.0, ema_decay=0.0, decay_from=1.0, learning_rate=2e-4, betas=(0.5, 0.999))
-    rates = []
-    play(story, settings, lambda state: rates.append([group["lr"] for group in state.g_optimizer.param_groups]))
-    assert rates == [[2e-4]] * 3
+def test_rate_penalty_and_average_follow_their_schedules(story, monkeypatch):
+    names, step, update = story.train.__globals__, story.discriminator_step, story.update_average
+    rates, penalties, decays = [], [], []
+    spy = lambda *a: rates.append(a[1].param_groups[0]["lr"]) or penalties.append(a[4]) or step(*a)
+    monkeypatch.setitem(names, "discriminator_step", spy)
+    monkeypatch.setitem(names, "update_average", lambda *a: decays.append(a[2]) or update(*a))
+    changes = {"decay_from": 0.5, "learning_rate": 3e-3, "r1_gamma": 2.0, "r1_interval": 5, "ema_decay": 0.5}
+    state = play(story, tiny(story, epochs=4, **changes))  # 24 steps
+    assert rates == pytest.approx([3e-3 * min(1, (1 - step / 24) / 0.5) for step in range(24)])
+    assert state.g_optimizer.param_groups[0]["lr"] == rates[-1]
+    assert penalties == [10 if step % 5 == 0 else 0 for step in range(24)]
+    assert decays == [min(0.5, (1 + step) / (10 + step)) for step in range(24)]
+    rates.clear(), penalties.clear()  # the textbook's recipe, every ingredient off, is one `replace` away
+    state = play(story, tiny(story, r1_gamma=0.0, ema_decay=0.0, decay_from=1.0, learning_rate=2e-4))
+    assert {*rates, *penalties} == {2e-4, 0} and differences(flat(state.ema_generator), flat(state.generator)) == []
 
 
-def test_learning_rate_falls_to_zero_in_both_optimizers(story):
-    rates = []
-    after = lambda state: rates.append([opt.param_groups[0]["lr"] for opt in (state.g_optimizer, state.d_optimizer)])
-    play(story, tiny(story, epochs=4, decay_from=0.5, learning_rate=3e-3), after)  # 28 steps; the last of each epoch
-    expected = [3e-3 * min(1, (1 - step / 28) / 0.5) for step in (6, 13, 20, 27)]
-    assert rates[1:] == [[pytest.approx(rate)] * 2 for rate in expected]
-
-
-def test_nothing_is_read_from_or_copied_to_the_device_between_reports(story, monkeypatch):
-    """Counted by the operations that the loop calls: values come to Python only where `report` asks, every 50 steps."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Counter(TorchDispatchMode):
-        reads = copies = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.reads += function is torch.ops.aten._local_scalar_dense.default
-            self.copies += function is torch.ops.aten._to_copy.default and "device" in (kwargs or {})
-            return function(*args, **(kwargs or {}))
-
-    settings, reports = tiny(story, epochs=1, train_images=2_400, batch_size=16), []  # 150 steps
-    monkeypatch.setattr(story.helpers, "check_finite", lambda values, what: reports.append(what))
-    monkeypatch.setitem(story.train.__globals__, "precision", torch.float32)  # autocast's casts look like copies
-    players, images = story.fresh_players(settings), some_images(settings.train_images)
-    with Counter() as counter:
-        story.train(*players, images, settings, lambda state: None)
-    assert (counter.reads, counter.copies) == (0, 0)  # `tolist` of a whole tensor, in reports, is neither
-    assert reports == ["steps 1 to 50", "steps 51 to 100", "steps 101 to 150", "steps 151 to 150"]
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
-def test_training_at_both_precisions(story, monkeypatch, precision):
-    """The weights, their gradients and the losses stay float32; only the matrix products change."""
-    monkeypatch.setitem(story.train.__globals__, "precision", precision)
-    seen, step = set(), story.discriminator_step
-
-    def spy(discriminator, optimizer, real, fake, penalty_weight):
-        with torch.no_grad():
-            seen.add(discriminator.layers[:2](real).dtype if precision == torch.float32 else
-                     torch.autocast("cpu", precision)(fresh.layers[:2])(real).dtype)
-        values = step(discriminator, optimizer, real, fake, penalty_weight)
-        assert all(value.dtype == torch.float32 for value in values) and not torch.is_autocast_enabled("cpu")
-        return values
-
-    settings = tiny(story)
-    fresh = story.Discriminator(settings.discriminator_widths)
+@pytest.mark.parametrize("images, batches", [(32, 1), (33, 1), (65, 2)])
+def test_any_number_of_images_from_one_batch_on_is_shuffled_into_whole_batches(story, monkeypatch, images, batches):
+    step, seen = story.discriminator_step, []
+    spy = lambda *a: seen.append(a[2][:, 0, 0, 0]) or step(*a)
     monkeypatch.setitem(story.train.__globals__, "discriminator_step", spy)
-    state, history = play(story, settings)
-    assert seen == {precision} and len(history) == 2
-    for network in (state.generator, state.discriminator, state.ema_generator):
-        assert all(value.dtype in (torch.float32, torch.int64) and value.isfinite().all()
-                   for value in network.state_dict().values())
+    numbered, settings = torch.linspace(-1, 1, images)[:, None, None, None].expand(-1, 1, 28, 28), tiny(story, epochs=3)
+    assert play(story, settings, images=numbered).step == 3 * batches and {len(batch) for batch in seen} == {32}
+    epochs = torch.cat(seen).view(3, -1)
+    assert all(len(epoch.unique()) == 32 * batches for epoch in epochs)  # no image twice
+    assert all(not torch.equal(first, second) for first, second in pairwise(epochs))
+    for few in (0, 31):
+        with pytest.raises(ValueError, match=f"^{few} images cannot fill a batch of batch_size = 32: make it smaller"):
+            play(story, settings, images=numbered[:few])
 
 
-@pytest.mark.parametrize("bad, value, allowed", [
-    ("batch_size", 201, "2 to 200"), ("batch_size", 1, "2 to 200"), ("batch_size", 32.0, "whole"),
-    ("latent_dim", 0, "1 to 1,024"), ("learning_rate", -1e-3, "numbers from"), ("learning_rate", float("nan"), "numbers from"),
-    ("betas", (0.5, 1.0), "0.9999"), ("epochs", 0, "1 to"), ("generator_widths", (), "1 to"),
-    ("discriminator_widths", (8, 0), "1 to"), ("r1_gamma", -1.0, "0.0 to"), ("r1_interval", 0, "1 to"),
-    ("ema_decay", 1.0, "0.99999"), ("name", "a/b", "one word"), ("name", "", "one word"), ("name", 3, "one word"),
-    ("decay_from", 1.5, "0.0 to 1.0"), ("train_images", 60_001, "60,000"),
-])
-def test_settings_that_cannot_work(story, bad, value, allowed):
-    with pytest.raises(ValueError, match=bad) as error:
-        tiny(story, **{bad: value})
-    assert allowed in str(error.value) and repr(value) in str(error.value)
+def test_nothing_is_read_from_the_device_between_reports(story, monkeypatch):
+    """Trained on torch's device without numbers, where reading one, or copying a tensor to the host, is an error."""
+    names, reports, update = story.train.__globals__, [], story.update_average
+    adam = lambda player, rate, betas: torch.optim.Adam(player.parameters(), rate, betas, foreach=False)  # not fused
+    report = lambda progress, step, losses: reports.append((step, losses.shape)) or {}
+    for name, value in [("adam", adam), ("device", torch.device("meta")), ("report", report)]:
+        monkeypatch.setitem(names, name, value)
+    settings, images = tiny(story, epochs=1, batch_size=3), some_images(200).to("meta")
+    assert play(story, settings, images=images).step == 66 and reports == [(50, (2,)), (66, (2,))]
+    for read in (torch.Tensor.item, torch.Tensor.cpu, bool):  # the check can fail
+        spy = lambda *a, read=read: (update(*a), read(a[0].layers[0].weight.sum()))
+        monkeypatch.setitem(names, "update_average", spy)
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+            play(story, settings, images=images)
 
 
-def test_infinite_loss_stops_within_50_steps_and_keeps_what_was_recorded(story):
-    settings, states = tiny(story, epochs=3, train_images=2_000, batch_size=8), []  # 250 steps an epoch
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_infinite_loss_stops_within_50_steps_and_keeps_what_was_recorded(story, bad):
+    states = []
 
     def poison(state):
         states.append(state)
         if state.epoch == 1:
-            with torch.no_grad():
-                state.discriminator.layers[1].bias[0] = float("nan")
+            state.discriminator.layers[1].bias.data[0] = bad
 
-    with pytest.raises(FloatingPointError, match="steps 251 to 300"):
-        play(story, settings, poison)
-    assert len(states) == 2 and [record["epoch"] for record in states[1].history] == [1]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Convolutions, play, exercises
+    with pytest.raises(FloatingPointError, match="unstable: a loss is NaN or infinite in steps 67 to 116"):
+        play(story, tiny(story, epochs=3, batch_size=3), poison)  # 66 steps an epoch
+    assert [len(state.history) for state in states] == [1, 1]  # one state, seen twice
 
 
-def test_convolutional_players_double_and_halve_and_go_through_the_same_loop(story):
-    settings = tiny(story, generator_widths=(16, 8, 8, 4), discriminator_widths=(4, 8, 8, 16), train_images=64)
-    generator, discriminator = story.fresh_players(settings, story.ConvGenerator, story.ConvDiscriminator)
-    sizes, image = [], torch.randn(5, 8)
-    for layer in generator.layers:
-        image = layer(image)
-        sizes += [image.shape[-1]] if isinstance(layer, torch.nn.ConvTranspose2d) else []
-    assert sizes == [2, 4, 8, 16, 32] and image.shape == (5, 1, 32, 32) and image.abs().max() < 1
-    logits = discriminator(image)
-    assert logits.shape == (5,)
-    torch.testing.assert_close(logits[3:4], discriminator(image[3:4]))  # no verdict depends on its neighbours
-    state = story.train(generator, discriminator, some_images(64, 32), settings, lambda state: None)
-    assert len(state.history) == 2 and not torch.equal(state.ema_generator(torch.ones(2, 8)), image[:2])
+@pytest.mark.parametrize("bad, allowed, values", [
+    ("batch_size", "whole numbers from 2 to 200", (201, 1, 32.0, (64, 128))), ("seed", "from 0", (-1, True, 2**63)),
+    ("epochs", "whole numbers from 1 to", (0, (1, 2))), ("latent_dim", "1 to 1,024", (0, None, "8")),
+    ("generator_widths", "a tuple of whole numbers from 1 to 8,192", (512, (), [512], (8, 0), (8, 2.0))),
+    ("betas", "a tuple of 2 numbers from 0.0 to 0.9999", (0.5, (0.5,), (0.5, 1.0), (0.5, 0.9, 0.9), (0.5, math.nan))),
+    ("learning_rate", "numbers from", (-1e-3, math.nan, True)), ("ema_decay", "0.99999", (1.0,)),
+    ("name", "one word", ("a/b", "../x", "", 3, None)), ("train_images", "60,000", (60_001, "all"))])
+def test_settings_that_cannot_work_are_refused_by_name(story, bad, allowed, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{bad} = ") as error:
+            tiny(story, **{bad: value})
+        assert allowed in str(error.value) and repr(value) in str(error.value)
+    assert tiny(story, betas=(0, 0.9999), generator_widths=(1,), batch_size=200, learning_rate=1).betas == (0, 0.9999)
 
 
-@pytest.mark.parametrize("kind", ["MLP", "DCGAN"])
-def test_a_few_steps_move_every_weight_of_both_networks(story, kind):
-    """No weight is dead: none that the arithmetic of kernel, stride and padding leaves without a gradient."""
-    settings = tiny(story, train_images=64, generator_widths=(16, 8, 8, 4), discriminator_widths=(4, 8, 8, 16))
-    classes, size = ((), 28) if kind == "MLP" else ((story.ConvGenerator, story.ConvDiscriminator), 32)
-    players = story.fresh_players(settings, *classes)
-    before = [{name: value.detach().clone() for name, value in player.named_parameters()} for player in players]
-    story.train(*players, some_images(64, size), settings, lambda state: None)
-    for player, old in zip(players, before):
-        for name, value in player.named_parameters():
-            assert (value != old[name]).double().mean() > 0.95, name  # a ReLU may sleep; a dead layer has 25 %
-
-
-def test_paper_tells_the_first_layer_of_the_discriminator_nothing(story):
-    _, discriminator = story.fresh_players(tiny(story))
-    paper = torch.full((1, 1, 28, 28), -1.0)
-    verdict = discriminator(paper)
-    with torch.no_grad():
-        discriminator.layers[1].weight.zero_()
-    assert torch.equal(discriminator(paper), verdict)
-
-
-def test_write_number_asks_for_each_digit_with_one_latent_a_hand(story, monkeypatch):
-    asked = []
-
-    def draw_digits(labels, latent):
-        """A stand-in whose map is flat where the latent's first number is negative, and steep elsewhere."""
-        asked.append((labels, latent))
-        return latent[:, :1].clamp(min=0)[:, :, None, None].expand(-1, 1, 28, 28)
-
-    monkeypatch.setitem(story.write_number.__globals__, "settings", tiny(story))
-    monkeypatch.setitem(story.write_number.__globals__, "draw_digits", draw_digits)
-    torch.manual_seed(0)  # the first numbers of two of the four latents are negative
-    assert story.write_number("262", hands=2).shape == (6, 1, 28, 28)
-    assert story.all_ten(torch.ones(3, 8)).shape == (3, 1, 280, 28)
-    labels, latent = asked[-11]  # the last ten calls are all_ten's
-    assert (latent[:, 0] < 0).all()
-    assert labels.tolist() == [2, 6, 2, 2, 6, 2] and latent.shape == (6, 8)
-    assert (latent[:3] == latent[0]).all() and (latent[3:] == latent[3]).all() and not torch.equal(latent[0], latent[3])
-    for bad in ("", "12a", "-1", "1.5", "２", 7, None):
-        with pytest.raises(ValueError, match="digits only"):
-            story.write_number(bad)
-
-
-def test_exercises_measure_the_code_of_the_notebook():
-    from exercises import EXERCISES, clusters, run, story_with
-    images, labels = some_images(80), torch.arange(80) % 10
-    small = {"epochs": 8, "train_images": 64, "batch_size": 16, "generator_widths": (16,), "discriminator_widths": (16,)}
-    four = {"generator_widths": (8, 8, 8, 8), "discriminator_widths": (8, 8, 8, 8)}
-    ends = {}
-    for name, exercise in EXERCISES.items():
-        _, state, chosen, draw = run(exercise, images, labels, **small | (four if "convolutions" in exercise else {}))
-        ends[name] = state.history[-1]["d_loss"]
-        assert len(chosen) == 64 and draw(state.ema_generator, 3).shape == (3, 1, 28, 28)
-    same = {name for name, loss in ends.items() if loss == ends["the recipe"]}
-    assert same == {"the recipe", "9 1,000 images", "10 the recipe, 12 epochs"}  # every other change reaches the training
-    assert [name for name, loss in ends.items() if loss == ends["the DCGAN"]] == ["the DCGAN"]
-    with pytest.raises(ValueError, match="cell r1"):
-        story_with({"r1": ("not in there", "")})
-    blobs = torch.cat([some_images(20) * 0.1 + centre for centre in (-0.8, 0.0, 0.8)])
-    codes = clusters(blobs, 3).view(3, 20)
-    assert (codes == codes[:, :1]).all() and len(codes[:, 0].unique()) == 3
-
-
-@pytest.mark.parametrize("kinds, rows", [(10, 1), (28, 1), (50, 2)])
-def test_tick_writes_the_label_below_and_leaves_the_image(story, monkeypatch, kinds, rows):
-    monkeypatch.setitem(story.tick.__globals__, "KINDS", kinds)
-    images, labels = some_images(5), torch.tensor([0, 1, kinds - 1, 3, 9])
-    ticked = story.tick(images, labels)
-    assert ticked.shape == (5, 1, 28 + rows, 28) and torch.equal(ticked[:, :, :28], images)
-    boxes = ticked[:, 0, 28:].flatten(1)
-    assert torch.equal(boxes.argmax(dim=1), labels) and (boxes.sum(dim=1) == 2 - rows * 28).all()
-    generator, discriminator = story.fresh_players(tiny(story), story.ConditionalGenerator, story.ConditionalDiscriminator)
-    latent = torch.cat([torch.randn(5, 8), torch.nn.functional.one_hot(labels, kinds)], dim=1)
-    drawn = generator(latent)
-    assert torch.equal(drawn[:, :, 28:], ticked[:, :, 28:]) and discriminator(drawn).shape == (5,)
+def test_a_missing_picture_of_the_game_is_named_and_no_error(tmp_path):
+    shown, image = [], lambda path, width: path.read_bytes()
+    names = {"helpers": SimpleNamespace(FOLDER=tmp_path), "display": shown.append, "Image": image}
+    run_cell("diagram", names)
+    names["helpers"].FOLDER = ROOT
+    run_cell("diagram", names)
+    assert shown[0] == "gan_diagram.png is missing: git checkout -- .github" and shown[1].startswith(b"\x89PNG")
 
 
 def test_conditional_players_learn_what_they_are_asked(story):
@@ -476,18 +258,43 @@ def test_conditional_players_learn_what_they_are_asked(story):
     labels = torch.arange(400) % 2
     ink = torch.where(torch.arange(28) // 14 == labels[:, None], 0.8, -0.8)  # (400, 28), a row of each image
     images = ink[:, None, None].expand(-1, 1, 28, -1) + 0.1 * some_images(400)
-    settings = tiny(story, epochs=60, train_images=400, generator_widths=(32,), discriminator_widths=(32,), learning_rate=3e-3)
+    settings = tiny(story, epochs=60, train_images=400, learning_rate=3e-3)
     ask = lambda n, latent_dim: story.ask(torch.randint(2, (n,)), story.draw_latent(n, latent_dim))
     players = story.fresh_players(settings, story.ConditionalGenerator, story.ConditionalDiscriminator)
     state = story.train(*players, story.tick(images, labels), settings, lambda state: None, ask)
-    drawn = story.helpers.generate(state.ema_generator, story.ask(labels, story.draw_latent(400, 8)))[:, :, :28]
-    halves = drawn.unflatten(3, (2, 14)).mean(dim=(1, 2, 4))
+    drawn = helpers.generate(state.ema_generator, story.ask(labels, story.draw_latent(400, 8)))
+    assert torch.equal(drawn[:, :, 28:].flatten(1).argmax(dim=1), labels)  # ticked below
+    halves = drawn[:, :, :28].unflatten(3, (2, 14)).mean(dim=(1, 2, 4))
     assert (halves.argmax(dim=1) == labels).double().mean() > 0.95
     assert halves.amax(dim=1).mean() > 0.5 and halves.amin(dim=1).mean() < -0.5
 
 
+def test_write_number_asks_for_each_digit_with_one_latent_a_hand(story, monkeypatch):
+    monkeypatch.setitem(story.write_number.__globals__, "settings", tiny(story))
+    monkeypatch.setitem(story.write_number.__globals__, "draw_digits", lambda labels, latent: (labels, latent))
+    labels, latent = story.write_number("262", hands=2)
+    assert labels.tolist() == [2, 6, 2, 2, 6, 2] and latent.shape == (6, 8)
+    assert (latent[:3] == latent[0]).all() and (latent[3:] == latent[3]).all() and not torch.equal(latent[0], latent[3])
+    for bad in ("", "12a", "-1", "1.5", "２", 7, None):
+        with pytest.raises(ValueError, match="digits only"):
+            story.write_number(bad)
+
+
+def test_walks_from_digit_to_digit_turn_at_an_even_pace(story):
+    """The cell `places`, which has `slerp`, with untrained networks; against Shoemake, 1985."""
+    names = notebook_code()
+    names.update(settings=tiny(story, latent_dim=16), dcgan=SimpleNamespace(ema_generator=story.Generator(16, (16,))),
+                 evaluator=SimpleNamespace(judge=helpers.Judge().eval()))
+    slerp = run_cell("places", names)["slerp"]
+    start, end = torch.nn.functional.normalize(torch.randn(2, 7, 16, dtype=torch.float64), dim=2)
+    for share in torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=torch.float64):
+        for other, turned in [(start, share), (end, 1 - share)]:
+            angle = turned * (start * end).sum(dim=1).acos()
+            torch.testing.assert_close((other * slerp(start, end, share)).sum(dim=1), angle.cos())
+    assert slerp(end, end, torch.tensor(0.5)).isfinite().all()  # of a young generator, best 3 and best 8 may be one
+
+
 def test_images_from_a_folder_are_what_train_needs(story, tmp_path):
-    """A made-up folder of folders, with colours and other sizes."""
     from torchvision.transforms.functional import to_pil_image
     for name, size, value in [("a/1.png", (40, 60), 0.0), ("a/2.png", (28, 28), 1.0), ("b/3.jpg", (100, 30), 0.5)]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -495,63 +302,71 @@ def test_images_from_a_folder_are_what_train_needs(story, tmp_path):
     images = story.images_from(tmp_path)
     assert images.shape == (3, 1, 28, 28) and images.dtype == torch.float32
     assert images.mean(dim=(1, 2, 3)).tolist() == pytest.approx([-1, 1, 0], abs=0.01)
-    settings = tiny(story, train_images=3, batch_size=3, epochs=1)
-    assert story.train(*story.fresh_players(settings), images, settings, lambda state: None).step == 1
+    assert play(story, tiny(story, batch_size=2, epochs=1), images=images).step == 1
 
 
-def test_games_in_the_plane(story):
-    """The closed forms that section 3 leans on, and a short game of each kind."""
-    points, cluster = story.real_points(4000)
-    assert story.plane_score(points) == (8, pytest.approx(1 - math.exp(-4.5), abs=0.01))  # 3 sigma of a round normal cloud
-    assert story.plane_score(points[cluster != 3])[0] == 7
-    frames = story.play_in_the_plane((0.0, 0.99), penalty_weight=0.1, ema_decay=0.99, steps=50)
-    assert [frame.step for frame in frames] == [10, 50] and frames[-1].points.shape == (2000, 2)
-    again = story.play_in_the_plane((0.0, 0.99), penalty_weight=0.1, ema_decay=0.99, steps=50)
-    assert torch.equal(frames[-1].points, again[-1].points)
-    assert story.play_told(5).probability.shape == frames[0].probability.shape == (61, 61)
+def test_exercises_measure_the_code_of_the_notebook():
+    from exercises import EXERCISES, clusters, run, story_with
+    images, labels = some_images(80), torch.arange(80) % 10
+    small, ends = {"epochs": 8, "train_images": 64, "batch_size": 16}, {}
+    for name, exercise in EXERCISES.items():
+        widths = (8, 8, 8, 8) if "convolutions" in exercise else (16,)
+        small.update(generator_widths=widths, discriminator_widths=widths)
+        _, state, chosen, draw = run(exercise, images, labels, **small)
+        ends[name] = state.history[-1]["d_loss"]
+        assert len(chosen) == 64 and draw(state.ema_generator, 3).shape == (3, 1, 28, 28)
+    same = {name for name, loss in ends.items() if loss == ends["the recipe"]}
+    assert same == {"the recipe", "9 1,000 images", "10 the recipe, 12 epochs"}  # other changes reach the training
+    assert [name for name, loss in ends.items() if loss == ends["the DCGAN"]] == ["the DCGAN"]
+    with pytest.raises(ValueError, match="cell r1"):
+        story_with({"r1": ("not in there", "")})
+    codes = clusters(torch.cat([some_images(20) * 0.1 + centre for centre in (-0.8, 0.0, 0.8)]), 3).view(3, 20)
+    assert (codes == codes[:, :1]).all() and len(codes[:, 0].unique()) == 3
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Colab
+@pytest.mark.parametrize("penalty", [0, 1])
+def test_benchmark_counts_the_matrix_products_that_torch_does(story, penalty):
+    from benchmark import matmul_flops_per_image
+    flops = []
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                left, right = args[-2:]  # the second derivative of LeakyReLU is a matrix of zeros, which is no work
+                flops.append(2 * left.numel() * right.shape[1] * bool(left.any() and right.any()))
+            return function(*args, **(kwargs or {}))
+
+    generator, discriminator = story.Generator(8, (32, 16)), story.Discriminator((24, 16))
+    d_optimizer, g_optimizer = (torch.optim.SGD(player.parameters(), 0.1) for player in (discriminator, generator))
+    with Counter():
+        fake = generator(torch.randn(10, 8))
+        story.discriminator_step(discriminator, d_optimizer, some_images(10), fake, penalty)
+        story.generator_step(generator, discriminator, g_optimizer, fake)
+    assert 10 * matmul_flops_per_image(8, (32, 16), (24, 16), penalty) == pytest.approx(sum(flops), rel=0.01)
 
 
-def colab_stub(folder):
-    (folder / "google" / "colab").mkdir(parents=True)
-    (folder / "google" / "colab" / "__init__.py").touch()
-    return folder
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a script called git")
+def test_first_cell_fetches_the_repository_in_colab_only_and_a_half_clone_does_not_block_it(tmp_path):
+    stub, work, origin = (tmp_path / name for name in ("stub", "content", "origin"))
+    for folder in (stub / "google" / "colab", work, origin):
+        folder.mkdir(parents=True)
+    (stub / "google" / "colab" / "__init__.py").touch()
+    (origin / "gan_helpers.py").write_text("WHOSE = 'of the clone'")
+    (stub / "git").write_text('#!/bin/sh\nfor folder; do :; done\necho "$@" >> ../asked\nmkdir "$folder" || exit 128\n'
+                              'cp ../origin/* "$folder"\ntest -e ../network || exit 128\n')  # a git
+    (stub / "git").chmod(0o755)
 
+    def run_first_cell(python_path):
+        code = cell_sources()["colab"] + "\nimport gan_helpers\nprint(gan_helpers.WHOSE, os.getcwd(), sep='\\n')"
+        run = python("-P", "-c", code, cwd=work, env={
+            **os.environ, "PYTHONPATH": str(python_path), "PATH": f"{stub}{os.pathsep}{os.environ['PATH']}"})
+        return run.stdout.splitlines() if run.returncode == 0 else run.stderr
 
-def run_first_cell(cwd, python_path, home, *options):
-    code = cell_sources()["colab"] + "\nimport gan_helpers\nprint(os.getcwd())"
-    environment = {**os.environ, "PYTHONPATH": str(python_path), "HOME": str(home), "GIT_CONFIG_GLOBAL": str(home / ".gitconfig")}
-    return subprocess.run([sys.executable, *options, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_first_cell_fetches_the_repository_in_colab(tmp_path):
-    address = re.search(r'REPOSITORY = "([^"]+)"', cell_sources()["colab"])[1]
-    origin, home, work = tmp_path / "origin", tmp_path / "home", tmp_path / "content"
-    for folder in (origin, home, work):
-        folder.mkdir()
-    shutil.copy(ROOT / "gan_helpers.py", origin)
-    git = ["git", "-C", origin, "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
-        subprocess.run([*git, *arguments], check=True)
-    (home / ".gitconfig").write_text(f'[url "{origin.as_uri()}"]\n\tinsteadOf = {address}\n')
-    stub = colab_stub(tmp_path / "stub")
+    assert run_first_cell(origin) == ["of the clone", str(work)] and list(work.iterdir()) == []  # no Colab: nothing
+    assert "exit status 128" in run_first_cell(stub) and len(list(work.rglob("gan_helpers.py"))) == 1  # half a clone
+    (tmp_path / "network").touch()
     for _ in range(2):  # the second time, the clone is there already
-        run = run_first_cell(work, stub, home, "-P")  # without Python's own entry for the current folder
-        assert run.returncode == 0, run.stderr
-        assert Path(run.stdout.strip()) == work / "HandwrittenNumberGAN"
-
-
-def test_first_cell_does_nothing_elsewhere_and_installs_nothing(tmp_path):
-    work, home = tmp_path / "work", tmp_path / "home"
-    work.mkdir()
-    home.mkdir()
-    run = run_first_cell(work, ROOT, home)  # no google.colab
-    assert run.returncode == 0 and list(work.iterdir()) == [] and Path(run.stdout.strip()) == work
-    shutil.copy(ROOT / "gan_helpers.py", work)
-    run = run_first_cell(work, colab_stub(tmp_path / "stub"), home)  # Colab, with the helper there
-    assert run.returncode == 0 and Path(run.stdout.strip()) == work
-    assert {path.name for path in work.iterdir()} <= {"gan_helpers.py", "__pycache__"}
-    assert "pip" not in cell_sources()["colab"]
+        assert run_first_cell(stub) == ["of the clone", str(work / "HandwrittenNumberGAN")]
+    assert [path.name for path in work.iterdir()] == ["HandwrittenNumberGAN"] and "pip" not in cell_sources()["colab"]
+    address = re.search(r'REPOSITORY = "([^"]+)"', cell_sources()["colab"])[1]
+    assert (tmp_path / "asked").read_text().count(address) == 2

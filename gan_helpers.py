@@ -1,6 +1,5 @@
 """Plumbing for HandwrittenNumberGAN.ipynb: what a reader of the story would skip.
 
-Top to bottom: settings and device, data, stop button and progress line, pictures, the judge and the scores, files.
 Every function can be used alone in a fresh session; nothing here knows the notebook's classes.
 
 Images are float32 tensors of shape (N, 1, H, W) with pixels in [-1, 1] (-1 is black, 1 is white) unless a docstring
@@ -11,20 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import dataclasses
 import gzip
 import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
 import threading
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +84,8 @@ def choose_device(name: str | None = None) -> torch.device:
     if name not in present:
         raise ValueError(f"GAN_DEVICE = {name!r} is not in this machine, which has: {', '.join(sorted(set(present)))}")
     if ":" in name:
-        torch.accelerator.set_device_index(int(name.split(":")[1]))  # of several GPUs, the one that is meant from now on
+        torch.accelerator.set_device_index(int(name.split(":")[1]))  # which of several GPUs is meant
     return torch.device(name)
-
-
-def tune_cpu() -> None:
-    """Two settings that make training on a CPU faster, to be made before the first large tensor.
-
-    Numbers so close to zero that a CPU handles them in slow motion are rounded to zero. And on Linux the process keeps the
-    memory that a tensor gives back for the next one: `python tests/measure/benchmark.py` shows what that brings.
-    """
-    torch.set_flush_denormal(True)
-    if sys.platform == "linux":
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: PyTorch asks at its first large allocation
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-            for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-                ctypes.CDLL(None).mallopt(parameter, 2**31 - 1)
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
@@ -141,8 +126,7 @@ def load_mnist(train: bool, device: torch.device | str = "cpu",
 def _in_kernel() -> bool:
     """Whether this is a Jupyter or Colab kernel, and no plain script."""
     ipython = sys.modules.get("IPython")  # present only where a notebook or IPython is already running
-    shell = ipython.get_ipython() if ipython else None
-    return getattr(shell, "kernel", None) is not None
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 @contextlib.contextmanager
@@ -198,16 +182,19 @@ def progress_line(total: int, done: int = 0) -> tqdm:
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 
+def _described(value: Any) -> str:
+    """What an error says of a value that is not the tensor it should be."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
 def check_images(images: torch.Tensor, name: str = "images") -> torch.Tensor:
     """The one check for images: float tensor (N, 1, H, W), N at least 1, pixels in [-1, 1]; returns it as float32.
 
     Raises:
         ValueError: anything else: another type or shape, nothing in it, NaN, or a pixel outside [-1, 1].
     """
-    if not isinstance(images, torch.Tensor) or not images.is_floating_point() or images.ndim != 4 \
-            or images.shape[1] != 1 or images.numel() == 0:
-        what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(f"{name} must be a float tensor of shape (N, 1, H, W), N at least 1, not {what}")
+    if not re.fullmatch(r"torch.\w*float\d+ \([1-9]\d*, 1, [1-9]\d*, [1-9]\d*\)", _described(images)):
+        raise ValueError(f"{name} must be a float tensor of shape (N, 1, H, W), N at least 1, not {_described(images)}")
     low, high = images.aminmax()
     if not (low >= -1 and high <= 1):  # so put, it also catches NaN
         raise ValueError(f"{name} must have pixels in [-1, 1], not from {low:.4g} to {high:.4g}")
@@ -314,33 +301,31 @@ def plot_plane(panels: Sequence[dict[str, Any]], centres: torch.Tensor | None = 
     return figure
 
 
-def film(figures: Sequence[plt.Figure], seconds: float = 6.0, path: Path | str | None = None) -> bytes:
-    """Figures of one size as a looping animated PNG, the last one held for 2 s; a GIF copy goes to `path`. Closes them.
+def film(figures: Iterable[plt.Figure], path: Path | str | None = None) -> bytes:
+    """Figures of one size as a looping animated PNG of 8 s, and a GIF of it at `path`. Closes each figure.
 
-    Args:
-        figures: of more than 30, 30 are taken evenly, the first and the last among them.
-        seconds: how long the film runs before it holds the last figure.
+    Of more than 30 figures 30 are taken evenly, the first and the last among them.
 
     Raises:
         ValueError: there are no figures.
     """
-    if not figures:
-        raise ValueError("there is nothing to film before the first epoch has ended")
     frames = []
-    for index in np.unique(np.linspace(0, len(figures) - 1, min(30, len(figures))).round().astype(int)):
-        canvas = FigureCanvasAgg(figures[index])
+    for figure in figures:
+        canvas = FigureCanvasAgg(figure)
         canvas.draw()
         frames.append(np.asarray(canvas.buffer_rgba())[:, :, :3])
-    for figure in figures:
         plt.close(figure)
+    if not frames:
+        raise ValueError("there is nothing to film before the first epoch has ended")
+    chosen = np.linspace(0, len(frames) - 1, min(30, len(frames))).round().astype(int)
     palette = to_pil_image(np.concatenate(frames)).quantize(64)  # one for all, with the colours of every frame
-    frames = [to_pil_image(frame).quantize(palette=palette, dither=0) for frame in frames]
-    durations, files = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [2000], (io.BytesIO(), io.BytesIO())
-    for kind, file in zip(("PNG", "GIF"), files):
-        frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    first, *others = (to_pil_image(frames[index]).quantize(palette=palette, dither=0) for index in chosen)
+    durations, files = [6000 // len(chosen)] * len(others) + [2000], {"PNG": io.BytesIO(), "GIF": io.BytesIO()}
+    for kind, file in files.items():
+        first.save(file, kind, save_all=True, append_images=others, duration=durations, loop=0)
     if path is not None:
-        write_whole(path, files[1].getvalue())
-    return files[0].getvalue()
+        write_whole(path, files["GIF"].getvalue())
+    return files["PNG"].getvalue()
 
 
 # The judge -----------------------------------------------------------------------------------------------------------
@@ -353,11 +338,8 @@ class Judge(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-
-        def block(inputs, outputs, stride):
-            convolution = torch.nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-            return [convolution, torch.nn.BatchNorm2d(outputs), torch.nn.ReLU()]
-
+        block = lambda inputs, outputs, stride: [torch.nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+                                                 torch.nn.BatchNorm2d(outputs), torch.nn.ReLU()]
         self.features = torch.nn.Sequential(
             *block(1, 16, 1), *block(16, 32, 2), *block(32, 32, 1), *block(32, 64, 2), torch.nn.Flatten(),
             torch.nn.Linear(64 * 7 * 7, 64, bias=False), torch.nn.BatchNorm1d(64), torch.nn.ReLU())
@@ -374,8 +356,7 @@ def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8, see
         images: (N, 1, 28, 28) in [-1, 1], on the device to train on; labels: (N,) in 0..9.
         seed: of this training alone; the random numbers of the rest of the program go on as if it had not been.
 
-    Returns:
-        the judge, in eval mode, on that device.
+    Returns the judge, in eval mode, on that device.
     """
     check_images(images)
     order = torch.channels_last if images.device.type == "cpu" else torch.contiguous_format  # the faster one
@@ -415,11 +396,7 @@ def load_judge(path: Path | str = JUDGE_FILE) -> Judge:
 def judge_images(judge: Judge, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Let the judge read images in [-1, 1], in chunks, on its own device.
 
-    Args:
-        images: (N, 1, 28, 28), or larger: the judge sees the central 28 x 28.
-
-    Returns:
-        features, float32 (N, 64), and probabilities of the ten digits, float32 (N, 10).
+    Of images larger than 28 x 28 it sees the centre. Returns features (N, 64) and probabilities of the digits (N, 10).
     """
     images, device = check_images(images), judge.digits.weight.device
     if min(images.shape[2:]) < 28:
@@ -566,19 +543,19 @@ def load_checkpoint(state: Any, path: Path | str) -> None:
     """Put a freshly made training state, and torch's random states, to where `save_checkpoint` wrote them.
 
     Raises:
-        ValueError: the file is damaged or holds more than tensors and plain values, or it is of other settings, other
-            networks, another kind of device or another edition of the notebook; the message names the difference.
+        ValueError: the file is damaged, holds more than tensors and plain values, or is of other settings, networks,
+            another kind of device or edition of the notebook; the message names the difference.
     """
     advice = "or set RESUME = False, which trains afresh and keeps the file under another name"
     now, kind = dataclasses.asdict(state.settings), state.fixed_noise.device.type
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        settings, random = saved["settings"], saved.pop("random")
+        before, random = saved["settings"], saved.pop("random")
     except Exception as error:
         raise ValueError(f"'{path}' is no whole checkpoint ({error}): rename it, {advice}") from error
-    for name in sorted(now.keys() | settings.keys()):
-        if now.get(name) != settings.get(name):
-            raise ValueError(f"'{path}' was made with {name} = {settings.get(name)!r}, and {name} is now "
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) != before.get(name):
+            raise ValueError(f"'{path}' was made with {name} = {before.get(name)!r}, and {name} is now "
                              f"{now.get(name)!r}: set it back, {advice}")
     if saved.keys() != vars(state).keys() or {"cpu", kind} != set(random):
         raise ValueError(f"'{path}' is of another edition of this notebook or another device ({', '.join(random)}): "
@@ -619,8 +596,7 @@ def resume(state: Any, path: Path, wanted: bool) -> bool:
 def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int) -> None:
     """Write a copy of a generator, in eval mode, as a program for the CPU that runs without its class (`torch.export`).
 
-    Args:
-        generator: takes float32 (N, latent_dim), returns images (N, 1, H, W) in [-1, 1].
+    The generator takes float32 (N, latent_dim) and returns images (N, 1, H, W) in [-1, 1].
 
     Raises:
         ValueError: the generator does not return images of that kind.
@@ -647,8 +623,8 @@ class LoadedGenerator:
     image_size: int
 
     def __call__(self, latent: torch.Tensor) -> torch.Tensor:
-        what = f"{latent.dtype} {tuple(latent.shape)}" if isinstance(latent, torch.Tensor) else type(latent)
-        if what != f"torch.float32 ({len(latent)}, {self.latent_dim})" or len(latent) == 0:
+        what = _described(latent)
+        if not re.fullmatch(rf"torch.float32 \([1-9]\d*, {self.latent_dim}\)", what):
             raise ValueError(f"latent must be float32 of shape (N, {self.latent_dim}), N at least 1, not {what}")
         with torch.no_grad():
             return self.program(latent)

@@ -19,10 +19,10 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
-PICTURES = ["gan_diagram.png", "sample_generated_digits.png", "sample_dcgan_digits.png"]
+PICTURES = ["sample_generated_digits.png", "sample_dcgan_digits.png"]
 
 sys.path.insert(0, str(ROOT))
-from gan_helpers import write_beside
+from gan_helpers import write_whole
 
 
 def strip(notebook):
@@ -38,7 +38,7 @@ def strip(notebook):
 def main():
     if os.environ.get("GAN_QUICK") == "1":
         sys.exit("GAN_QUICK=1 is set: the committed notebook carries a full run. Unset it and run this again.")
-    for name in ("GAN_OUTPUT", "GAN_DEVICE", "GAN_PRECISION"):
+    for name in ("GAN_OUTPUT", "GAN_DEVICE"):
         if name in os.environ:
             sys.exit(f"{name} is set: the committed notebook is made with the defaults. Unset it and run this again.")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -59,11 +59,9 @@ def main():
             failed.parent.mkdir(exist_ok=True)
             shutil.copyfile(clone / NOTEBOOK.name, failed)
             sys.exit(f"the checks above failed: the notebook is as it was, and what they saw is in {failed}")
-        with write_beside(NOTEBOOK) as beside:
-            nbformat.write(notebook, beside)
+        write_whole(NOTEBOOK, (clone / NOTEBOOK.name).read_bytes())
         for name in PICTURES:
-            with write_beside(ROOT / ".github" / name) as beside:
-                shutil.copyfile(clone / "output" / name, beside)
+            write_whole(ROOT / ".github" / name, (clone / "output" / name).read_bytes())
         shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True,
                         ignore=shutil.ignore_patterns("*_checkpoint.pt"))  # there may be a run of somebody's own
 

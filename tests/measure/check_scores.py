@@ -1,4 +1,4 @@
-"""Check the scores of a full run; .ci/run calls it:  python tests/check_scores.py output/scores.json
+"""Check the scores of a full run; .ci/run calls it:  python tests/measure/check_scores.py output/scores.json
 
 The limits are the quality this project promises on any machine, which is what three seeds reach (README's tables) and a fifth
 for the seed. Times are printed and never checked: machines differ fourfold.

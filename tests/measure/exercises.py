@@ -1,10 +1,11 @@
-"""Measures the outcomes that section 14 of the notebook folds away, by hand (pytest runs it on tiny numbers only):
+"""Scores of the notebook's networks, of section 14's exercises and of other changes to the recipe, measured by hand:
 
-    python tests/exercises.py            all of them, about a minute each on 2 cores
-    python tests/exercises.py "8 no 7s" plane
+    python tests/measure/exercises.py                      all of them, about a minute each on 2 cores
+    python tests/measure/exercises.py MLP DCGAN --seeds 0 1 2
+    python tests/measure/exercises.py plane                section 3's games, always with seeds 0, 1 and 2
 
-Each exercise is the notebook's own code with the change that the exercise asks for, trained for 6 epochs where it
-says nothing else, the DCGAN for as many as in the notebook. `plane` plays section 3's games with three seeds.
+Each is the notebook's own code with the named change, trained as the notebook trains it, or for 6 epochs where the name
+begins with a number or `6 epochs`. Prints rows for results.md. pytest runs all of them on tiny numbers.
 """
 
 import argparse
@@ -13,41 +14,55 @@ import dataclasses
 import io
 import os
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-PAPER = {"discriminator": ("images + 1", "images")}  # as most tutorials have it: D sees paper as -1
+
+SIX = {"epochs": 6}
+BLACK_AT_MINUS_1 = {"discriminator": ("images + 1", "images")}
+BATCHNORM_IN_D = {"discriminator": ("nn.Linear(fan_in, fan_out), nn.LeakyReLU",
+                                    "nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.LeakyReLU")}
 # Name: settings to change, cell of the notebook -> (old text, new text), and which images to train on.
 EXERCISES = {
-    "the recipe": {},
-    "1 latent of 2": {"settings": {"latent_dim": 2}},
-    "2 no penalty": {"settings": {"r1_gamma": 0.0}},
-    "2 penalty times 100": {"settings": {"r1_gamma": 100.0}},
-    "3 Adam's defaults, no penalty": {"settings": {"r1_gamma": 0.0, "betas": (0.9, 0.999)}},
-    "4 rate never falls": {"settings": {"decay_from": 1.0}},
-    "5 saturating loss": {"cells": {"generator-step": (
+    "MLP": {},
+    "DCGAN": {"network": "dcgan"},
+    "conditional MLP": {"network": "conditional"},
+    "6 epochs, the recipe": {"settings": SIX},
+    "1 latent of 2": {"settings": {**SIX, "latent_dim": 2}},
+    "2 no penalty": {"settings": {**SIX, "r1_gamma": 0.0}},
+    "2 penalty times 100": {"settings": {**SIX, "r1_gamma": 100.0}},
+    "3 Adam's defaults, no penalty": {"settings": {**SIX, "r1_gamma": 0.0, "betas": (0.9, 0.999)}},
+    "4 rate never falls": {"settings": {**SIX, "decay_from": 1.0}},
+    "5 saturating loss": {"settings": SIX, "cells": {"generator-step": (
         "softplus(-discriminator(fake)).mean()", "logsigmoid(-discriminator(fake)).mean()")}},
-    "6 BatchNorm in D": {"cells": {"discriminator": (
-        "nn.Linear(fan_in, fan_out), nn.LeakyReLU", "nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.LeakyReLU")}},
-    "6 BatchNorm in D, two batches": {"cells": {
-        "discriminator": ("nn.Linear(fan_in, fan_out), nn.LeakyReLU",
-                          "nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.LeakyReLU"),
-        "discriminator-step": ("discriminator(torch.cat([real, fake.detach()])).split([len(real), len(fake)])",
-                               "discriminator(real), discriminator(fake.detach())")}},
-    "8 no 7s": {"choose": lambda images, labels: images[labels != 7]},
-    "9 1,000 images": {"settings": {"train_images": 1_000, "epochs": 352}, "choose": lambda images, labels: images[:1_000]},
-    "10 islands by k-means": {"settings": {"epochs": 12}, "kinds": 50},
+    "6 BatchNorm in D": {"settings": SIX, "cells": BATCHNORM_IN_D},
+    "6 BatchNorm in D, two batches": {"settings": SIX, "cells": {**BATCHNORM_IN_D, "discriminator-step": (
+        "discriminator(torch.cat([real, fake.detach()])).split([len(real), len(fake)])",
+        "discriminator(real), discriminator(fake.detach())")}},
+    "8 no 7s": {"settings": SIX, "choose": lambda images, labels: images[labels != 7]},
+    "9 1,000 images": {"settings": {"train_images": 1_000, "epochs": 352},
+                       "choose": lambda images, labels: images[:1_000]},
+    "10 islands by k-means": {"settings": {"epochs": 12}, "network": "conditional", "kinds": 50},
     "10 the recipe, 12 epochs": {"settings": {"epochs": 12}},
-    "D sees paper as -1, 12 epochs": {"settings": {"epochs": 12}, "cells": PAPER},
-    "the DCGAN": {"convolutions": True},
-    "DCGAN with ReLU in G": {"convolutions": True, "cells": {"conv-generator": (
+    "6 epochs, D sees black as -1": {"settings": SIX, "cells": BLACK_AT_MINUS_1},
+    "6 epochs, penalty at every step": {"settings": {**SIX, "r1_interval": 1}},
+    "6 epochs, beta1 0.5": {"settings": {**SIX, "betas": (0.5, 0.99)}},
+    "6 epochs, no BatchNorm in G": {"settings": SIX, "cells": {
+        "generator": (", bias=False), nn.BatchNorm1d(fan_out), ", "), ")}},
+    "6 epochs, G of 512-512": {"settings": {**SIX, "generator_widths": (512, 512)}},
+    "6 epochs, batches of 64": {"settings": {**SIX, "batch_size": 64}},
+    "6 epochs, batches of 256": {"settings": {**SIX, "batch_size": 256}},
+    "6 epochs, latent of 64": {"settings": {**SIX, "latent_dim": 64}},
+    "DCGAN with ReLU in G": {"network": "dcgan", "cells": {"conv-generator": (
         "nn.Sequential(*layers, ",
         "nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.LeakyReLU) else layer for layer in layers), ")}},
-    "DCGAN, beta2 0.99": {"convolutions": True, "settings": {"betas": (0.0, 0.99)}},
-    "DCGAN, penalty every 4th step": {"convolutions": True, "settings": {"r1_interval": 4}},
+    "DCGAN, beta2 0.99": {"network": "dcgan", "settings": {"betas": (0.0, 0.99)}},
+    "DCGAN, penalty every 4th step": {"network": "dcgan", "settings": {"r1_interval": 4}},
 }
 
 
@@ -64,7 +79,7 @@ def clusters(images, kinds, rounds=25):
 
 
 def story_with(cells):
-    """The notebook's definitions and settings, after a change to the source of some cells."""
+    """The notebook's definitions and settings of a full run, after a change to the source of some cells."""
     import conftest
     sources = conftest.cell_sources()
     for name, (old, new) in cells.items():
@@ -73,39 +88,39 @@ def story_with(cells):
         sources[name] = sources[name].replace(old, new)
     with contextlib.redirect_stdout(io.StringIO()):
         names = conftest.notebook_code(sources=sources)
-        names["QUICK"] = False  # the settings measured are those of a full run
+        names["QUICK"] = False
         for cell in ("quick", "conv-init"):
-            exec(sources[cell], names)  # noqa: S102
-    return argparse.Namespace(**names)
+            conftest.run_cell(cell, names, sources)
+    return SimpleNamespace(**names)
 
 
 def silent_train(story, *arguments):
-    """The notebook's loop without its progress line, which would run through what is printed here; Ctrl-C ends it all."""
+    """The notebook's loop without its progress line, which would run through what is printed here."""
     with contextlib.redirect_stdout(io.StringIO()):
-        state = story.train(*arguments)
-    if state.epoch < state.settings.epochs:  # Ctrl-C, which `train` takes for the stop button
-        raise KeyboardInterrupt
-    return state
+        return story.train(*arguments)
 
 
 def run(exercise, images, labels, **shrink):
     """Train as the exercise asks; returns (story, the state at the end, the images it was trained on, draw)."""
-    story = story_with(exercise.get("cells", {}))
+    story, network = story_with(exercise.get("cells", {})), exercise.get("network")
     chosen = exercise.get("choose", lambda images, labels: images)(images, labels)
-    settings, classes, draw_latent = dataclasses.replace(story.settings, epochs=6), (), story.draw_latent
-    inner = slice(0, 28)
-    if "convolutions" in exercise:
-        inner = slice(2, 30)
-        settings, classes = story.dcgan_settings, (story.ConvGenerator, story.ConvDiscriminator)
+    settings, classes, draw_latent, inner = story.settings, (), story.draw_latent, slice(0, 28)
+    if network == "dcgan":
+        settings, classes, inner = story.dcgan_settings, (story.ConvGenerator, story.ConvDiscriminator), slice(2, 30)
         chosen = torch.nn.functional.pad(chosen, (2, 2, 2, 2), value=-1)
     settings = dataclasses.replace(settings, **{"train_images": len(chosen), **exercise.get("settings", {}), **shrink})
     chosen = chosen[:settings.train_images]
-    if "kinds" in exercise:
-        story.tick.__globals__["KINDS"] = exercise["kinds"]
-        codes = clusters(chosen, exercise["kinds"])
+    if network == "conditional":
+        kinds, codes = exercise.get("kinds"), labels[:len(chosen)]
+        if kinds:
+            story.tick.__globals__["KINDS"], codes = kinds, clusters(chosen, kinds)
+        else:
+            settings = dataclasses.replace(settings, epochs=settings.epochs // 2 + 1)
         chosen, classes = story.tick(chosen, codes), (story.ConditionalGenerator, story.ConditionalDiscriminator)
-        draw_latent = lambda n, latent_dim: story.ask(codes[torch.randint(len(codes), (n,))], story.draw_latent(n, latent_dim))
-    state = silent_train(story, *story.fresh_players(settings, *classes), chosen, settings, lambda state: None, draw_latent)
+        draw_latent = lambda n, latent_dim: story.ask(codes[torch.randint(len(codes), (n,))],
+                                                      story.draw_latent(n, latent_dim))
+    players = story.fresh_players(settings, *classes)
+    state = silent_train(story, *players, chosen, settings, lambda state: None, draw_latent)
 
     def draw(generator, n=None, latent=None):
         latent = draw_latent(n, settings.latent_dim) if latent is None else latent
@@ -114,32 +129,31 @@ def run(exercise, images, labels, **shrink):
     return story, state, chosen[:, :, inner, inner], draw
 
 
-def report(name, story, state, chosen, draw, reference, test_images, samples=10_000):
-    helpers = story.helpers
+def report(name, seed, story, state, chosen, draw, evaluator, test_images, samples=10_000):
+    seconds = sum(record["seconds"] for record in state.history)
 
     def row(name, images):
-        score = helpers.score_images(reference, images)
-        print(f"{name:30} Fréchet {score['frechet']:7.2f}  precision {score['precision']:.3f}  recall {score['recall']:.3f}"
-              f"  coverage {score['coverage']:.3f}  confident {score['confident']:.1%}  KL {score['kl']:.3f}"
-              f"  D's loss {state.history[-1]['d_loss']:.2f}  digits {score['histogram']}", flush=True)
+        score = evaluator.scores(images)
+        print(f"| {name} | {seed} | {state.epoch} | {seconds:.0f} s | {score['frechet']:.2f} | {score['precision']:.3f} | "
+              f"{score['recall']:.3f} | {score['coverage']:.3f} | {score['confident']:.1%} | {score['kl']:.3f} | "
+              f"{state.history[-1]['d_loss']:.2f} |", flush=True)
+        return score["histogram"]
 
-    helpers.seed_everything(1)
-    seconds = sum(record["seconds"] for record in state.history)
+    torch.manual_seed(seed + 1)
     drawn = draw(state.ema_generator, samples)
-    row(f"{name} ({seconds:.0f} s)", drawn)
-    if name in ("the recipe", "4 rate never falls"):
-        row("  without the average", draw(state.generator, samples))
-    if name == "the recipe":
+    histogram = row(name, drawn)
+    if name in ("MLP", "6 epochs, the recipe", "4 rate never falls"):
+        row(f"{name}, not averaged", draw(state.generator, samples))
+    if name == "6 epochs, the recipe":
         latent = torch.randn(samples, state.settings.latent_dim)
-        for scale in (0.9, 0.7, 0.5):
-            row(f"  7 latent times {scale}", draw(state.ema_generator, latent=latent * scale))
-        for limit in (2.0, 1.2, 0.8):
-            cut = torch.nn.init.trunc_normal_(torch.empty_like(latent), a=-limit, b=limit)
-            row(f"  7 entries beyond {limit} redrawn", draw(state.ema_generator, latent=cut))
-    if name in ("the recipe", "9 1,000 images"):
-        distance = lambda images: helpers.nearest_images(images[:2_000], chosen)[0].median().item()
-        print(f"{'':30} nearest training image at {distance(drawn):.2f}, of test images "
-              f"{distance(test_images):.2f}", flush=True)
+        row("7 latents times 0.7", draw(state.ema_generator, latent=latent * 0.7))
+        cut = torch.nn.init.trunc_normal_(torch.empty_like(latent), a=-1.2, b=1.2)
+        row("7 entries beyond 1.2 redrawn", draw(state.ema_generator, latent=cut))
+    if name in ("3 Adam's defaults, no penalty", "8 no 7s"):
+        print(f"  digits that the judge reads: {histogram}", flush=True)
+    if name in ("6 epochs, the recipe", "9 1,000 images"):
+        apart = lambda images: torch.cdist(images[:2_000].flatten(1), chosen.flatten(1)).amin(dim=1).median().item()
+        print(f"  nearest training image at {apart(drawn):.2f}, of test images at {apart(test_images):.2f}", flush=True)
 
 
 def plane(steps=2000, seeds=(0, 1, 2)):
@@ -148,31 +162,55 @@ def plane(steps=2000, seeds=(0, 1, 2)):
     for name, recipe in [("Adam's default betas", {"betas": (0.9, 0.999)}), ("beta1 0", {"betas": (0.0, 0.99)}),
                          ("and R1", {"betas": (0.0, 0.99), "penalty_weight": 0.1}),
                          ("and the average", {"betas": (0.0, 0.99), "penalty_weight": 0.1, "ema_decay": 0.995})]:
-        ends = [story.plane_score(story.play_in_the_plane(**recipe, steps=steps, seed=seed)[-1].points) for seed in seeds]
-        print(f"plane: {name:22}", ", ".join(f"{reached} of 8 ({on:.0%} on one)" for reached, on in ends), flush=True)
-    ends = [story.plane_score(story.play_told(steps * 2 // 5, seed).points) for seed in seeds]
-    print(f"plane: {'told, 2/5 of the steps':22}", ", ".join(f"{reached} of 8 ({on:.1%} on one)" for reached, on in ends))
+        ends = [story.plane_score(story.play_in_the_plane(**recipe, steps=steps, seed=seed)[-1][2]) for seed in seeds]
+        print(f"| {name} |", " | ".join(f"{reached} of 8, {on:.0%}" for reached, on in ends), "|", flush=True)
+    ends = [story.plane_score(story.play_told(steps * 2 // 5, seed)[2]) for seed in seeds]
+    print("| told, 2/5 of the steps |", " | ".join(f"{reached} of 8, {on:.0%}" for reached, on in ends), "|")
+
+
+def matrix_rate(precision):
+    """The best rate of square matrix products at this float32 precision of torch, in operations a second."""
+    before, best = torch.get_float32_matmul_precision(), 0
+    torch.set_float32_matmul_precision(precision)
+    for n in (512, 1024, 2048):
+        a, b = torch.randn(2, n, n)
+        for _ in range(4):
+            start, products = time.perf_counter(), max(1, 4096 // n)
+            for _ in range(products):
+                a @ b
+            best = max(best, products * 2 * n**3 / (time.perf_counter() - start))
+    torch.set_float32_matmul_precision(before)
+    return best
+
+
+def machine():
+    """A line on the machine, by which times of two of them compare."""
+    return (f"torch {torch.__version__}, {torch.get_num_threads()} threads, square matrix products at "
+            f"{matrix_rate('highest') / 1e9:.0f} GFLOP/s, with precision medium {matrix_rate('medium') / 1e9:.0f}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="which: plane, " + ", ".join(EXERCISES))
-    parser.add_argument("--seed", type=int, default=0, help="of the exercises; the plane always takes three")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     names = options.names or ["plane", *EXERCISES]
     unknown = set(names) - {"plane", *EXERCISES}
     if unknown:
         parser.error(f"{sorted(unknown)} unknown; there are: {', '.join(EXERCISES)}")
-    import gan_helpers as helpers
     os.environ["GAN_DEVICE"] = "cpu"
-    images, labels = helpers.load_mnist(train=True)
-    test_images, _ = helpers.load_mnist(train=False)
-    reference = helpers.make_reference(test_images)
+    print(machine(), flush=True)
+    if "plane" in names:
+        plane()
+    story = story_with({})
+    images, labels = story.helpers.load_mnist(train=True)
+    test_images, _ = story.helpers.load_mnist(train=False)
+    evaluator = story.helpers.Evaluator(test_images, story.frechet_distance, story.precision_recall_coverage)
+    print("\n| network | seed | epochs | training | Fréchet | precision | recall | coverage | confident | KL | D's loss |"
+          "\n|---|---|---|---|---|---|---|---|---|---|---|")
     for name in names:
-        if name == "plane":
-            plane()
-            continue
-        report(name, *run(EXERCISES[name], images, labels, seed=options.seed), reference, test_images)
+        for seed in options.seeds if name != "plane" else []:
+            report(name, seed, *run(EXERCISES[name], images, labels, seed=seed), evaluator, test_images)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Places where the notebook must run too, in quick mode, by hand:  bash tests/odd_machines.sh
+# Places where the notebook must run too, in quick mode, by hand:  bash tests/measure/odd_machines.sh
 # Needs the requirements installed. Prints one line a place, and stops at the first that fails.
 set -euo pipefail
-repository=$(cd "$(dirname "$0")/.." && pwd)
+repository=$(cd "$(dirname "$0")/../.." && pwd)
 scratch=$(mktemp -d)
 trap 'chmod -R u+w "$scratch"; rm -rf "$scratch"' EXIT
 chmod 755 "$scratch"
 export GAN_QUICK=1
-unset GAN_OUTPUT GAN_DEVICE GAN_PRECISION
+unset GAN_OUTPUT GAN_DEVICE
 
 copy() {  # a clean copy of what is committed or about to be
     mkdir -p "$1"

@@ -8,6 +8,7 @@ says otherwise.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import dataclasses
@@ -96,9 +97,7 @@ def load_mnist(train: bool, device: torch.device | str = "cpu",
 
     An archive that is missing or damaged (by torchvision's MD5 sum) is downloaded from torchvision's mirrors.
 
-    Returns:
-        images, float32 of shape (N, 1, 28, 28) in [-1, 1], and labels, int64 of shape (N,) in 0..9; N is 60,000 with
-        `train`, else 10,000.
+    Returns images, float32 (N, 1, 28, 28) in [-1, 1], and labels, int64 (N,) in 0..9; N is 60,000 or 10,000.
 
     Raises:
         OSError: an archive is missing or damaged and could not be downloaded; the message says which and what to do.
@@ -190,8 +189,7 @@ def _described(value: Any) -> str:
 def check_images(images: torch.Tensor, name: str = "images") -> torch.Tensor:
     """The one check for images: float tensor (N, 1, H, W), N at least 1, pixels in [-1, 1]; returns it as float32.
 
-    Raises:
-        ValueError: anything else: another type or shape, nothing in it, NaN, or a pixel outside [-1, 1].
+    Raises ValueError on anything else: another type or shape, nothing in it, NaN, or a pixel outside [-1, 1].
     """
     if not re.fullmatch(r"torch.\w*float\d+ \([1-9]\d*, 1, [1-9]\d*, [1-9]\d*\)", _described(images)):
         raise ValueError(f"{name} must be a float tensor of shape (N, 1, H, W), N at least 1, not {_described(images)}")
@@ -212,7 +210,8 @@ PAGE = 9.6  # inches, the width of a full picture; at 100 pixels an inch
 
 
 def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Sequence[object] = (),
-              row_labels: Sequence[object] = (), column_labels: Sequence[object] = (), scale: int = 2) -> plt.Figure:
+              row_labels: Sequence[object] = (), column_labels: Sequence[object] = (), scale: int = 2,
+              framed: Sequence[bool] = ()) -> plt.Figure:
     """A grid of images under one title.
 
     Args:
@@ -221,6 +220,7 @@ def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Seque
         labels: one for each image, written in its corner; none where empty.
         row_labels, column_labels: one for each row, to its left, and one for each column, above it.
         scale: how many pixels of the picture a pixel of an image is wide and high.
+        framed: for each image, whether to draw a frame around it; no frames where empty.
     """
     grid = np.asarray(_grid_image(images, columns, scale, greys=12))
     margin = (20 if title else 0) + (16 if len(column_labels) else 0)
@@ -234,6 +234,9 @@ def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Seque
         row, column = divmod(index, columns)
         axes.text(column * width + 3 * scale, row * height + 3 * scale, str(label), color="gold",
                   fontsize=6 + scale, va="top")
+    for row, column in (divmod(index, columns) for index, frame in enumerate(framed) if frame):
+        corner = (column * width + scale / 2, row * height + scale / 2)
+        axes.add_patch(plt.Rectangle(corner, width - scale, height - scale, fill=False, edgecolor="orange", lw=3))
     for row, label in enumerate(row_labels):
         axes.text(-6, (row + 0.5) * height, str(label), ha="right", va="center", fontsize=9)
     for column, label in enumerate(column_labels):
@@ -304,10 +307,7 @@ def plot_plane(panels: Sequence[dict[str, Any]], centres: torch.Tensor | None = 
 def film(figures: Iterable[plt.Figure], path: Path | str | None = None) -> bytes:
     """Figures of one size as a looping animated PNG of 8 s, and a GIF of it at `path`. Closes each figure.
 
-    Of more than 30 figures 30 are taken evenly, the first and the last among them.
-
-    Raises:
-        ValueError: there are no figures.
+    Of more than 30 figures 30 are taken evenly, the first and the last among them. None at all is a ValueError.
     """
     frames = []
     for figure in figures:
@@ -381,8 +381,7 @@ def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8, see
 def load_judge(path: Path | str = JUDGE_FILE) -> Judge:
     """The judge with the weights stored at `path`, in eval mode, on the CPU.
 
-    Raises:
-        ValueError: the file is missing or damaged; the message says how to get it back.
+    Raises ValueError if the file is missing or damaged; the message says how to get it back.
     """
     judge = Judge()
     try:
@@ -415,13 +414,10 @@ def neighbour_radii(features: torch.Tensor, k: int = 5) -> torch.Tensor:
 
 
 class Evaluator:
-    """The judge, and the real side of every score, computed once on the device of its images.
+    """The judge, and the real side of every score, computed once on the device of its images (N, 1, 28, 28).
 
-    Args:
-        images: (N, 1, 28, 28) in [-1, 1]: the test set, or as much of it as is to be used.
-        frechet_distance: a function of two tables of features, (N, 64) and (M, 64).
-        precision_recall_coverage: a function of two such tables and the `neighbour_radii` of the first.
-        judge: who reads the images; the stored judge by default.
+    `frechet_distance` is a function of two tables of features, (N, 64) and (M, 64); `precision_recall_coverage` one of
+    two such tables and the `neighbour_radii` of the first. Without `judge`, the stored one reads.
     """
 
     def __init__(self, images: torch.Tensor, frechet_distance: Callable, precision_recall_coverage: Callable,
@@ -484,8 +480,7 @@ def generate(generator: torch.nn.Module, latent: torch.Tensor) -> torch.Tensor:
 def output_folder(quick: bool) -> Path:
     """Make the folder that runs write to: the variable GAN_OUTPUT, or `output`; in quick mode `quick` below it.
 
-    Raises:
-        OSError: the folder cannot be made or written; the message names it and the variable.
+    Raises OSError, with its name and that of the variable, if it cannot be made or written.
     """
     folder = Path(os.environ.get("GAN_OUTPUT") or "output") / ("quick" if quick else "")
     try:
@@ -499,8 +494,7 @@ def output_folder(quick: bool) -> Path:
 def write_whole(path: Path | str, content: bytes) -> None:
     """Write a file beside `path` and rename it, so that there is never a half-written file under the final name.
 
-    Raises:
-        OSError: the folder is missing, full or cannot be written, or `path` is a folder. What was at `path` stays.
+    Raises OSError if the folder is missing, full or read-only, or `path` is a folder. What was at `path` stays.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -527,8 +521,8 @@ def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int =
 def save_checkpoint(state: Any, path: Path | str) -> None:
     """Write a training state and torch's random states, so that `load_checkpoint` can go on from it bit for bit.
 
-    The state is any object whose attributes are a dataclass `settings`, a tensor `fixed_noise` on the training device,
-    things with a `state_dict`, and plain values.
+    Attributes of the state: a dataclass `settings`, a tensor `fixed_noise` on the training device, things with a
+    `state_dict`, and plain values.
     """
     parts = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in vars(state).items()}
     device, random = state.fixed_noise.device, {"cpu": torch.get_rng_state()}
@@ -576,10 +570,7 @@ def load_checkpoint(state: Any, path: Path | str) -> None:
 def resume(state: Any, path: Path, wanted: bool) -> bool:
     """At the start of a run: go on from the checkpoint at `path` if `wanted`; say so, and return whether that was done.
 
-    A checkpoint that is not wanted is renamed to end in .previous.pt, in place of an earlier one.
-
-    Raises:
-        ValueError: as `load_checkpoint`.
+    One that is not wanted is renamed to end in .previous.pt, in place of an earlier one. Raises as `load_checkpoint`.
     """
     found = path.exists()
     if found and wanted:
@@ -593,49 +584,56 @@ def resume(state: Any, path: Path, wanted: bool) -> bool:
     return found and wanted
 
 
-def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int) -> None:
+def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: int, asks: bool = False) -> None:
     """Write a copy of a generator, in eval mode, as a program for the CPU that runs without its class (`torch.export`).
 
-    The generator takes float32 (N, latent_dim) and returns images (N, 1, H, W) in [-1, 1].
+    The generator takes float32 (N, latent_dim), and digits, int64 (N,), if it `asks` for them; it returns images
+    (N, 1, H, W) in [-1, 1].
 
-    Raises:
-        ValueError: the generator does not return images of that kind.
-        OSError: the file cannot be written.
+    Raises ValueError if it returns anything else, OSError if the file cannot be written.
     """
     program_source = copy.deepcopy(generator).cpu().float().eval()
-    example = torch.zeros(2, latent_dim)  # a batch of 1 would be taken for a constant
-    images = check_images(generate(program_source, example), "the generator's output")
+    example = (torch.zeros(2, latent_dim), torch.tensor([0, 9]))[:1 + asks]  # a batch of 1 would count as a constant
+    with torch.no_grad():
+        images = check_images(program_source(*example), "the generator's output")
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own deprecations are not the reader's concern
-        program = torch.export.export(program_source, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        about = json.dumps({"latent_dim": latent_dim, "image_size": images.shape[-1]})
+        shapes = ({0: torch.export.Dim("batch")},) * len(example)
+        program = torch.export.export(program_source, example, dynamic_shapes=shapes)
+        about = json.dumps({"latent_dim": latent_dim, "image_size": images.shape[-1], "asks": asks})
         torch.export.save(program, file, extra_files={"generator.json": about})
     write_whole(path, file.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedGenerator:
-    """A generator read from a .pt2 file. Call it with float32 (N, latent_dim) for images (N, 1, H, W) in [-1, 1]."""
+    """A generator read from a .pt2 file. Call it with float32 (N, latent_dim) for images (N, 1, H, W) in [-1, 1].
+
+    If it `asks` for digits, they are its second argument: int64 (N,), each from 0 to 9.
+    """
 
     program: torch.nn.Module = dataclasses.field(repr=False)
     latent_dim: int
     image_size: int
+    asks: bool
 
-    def __call__(self, latent: torch.Tensor) -> torch.Tensor:
-        what = _described(latent)
-        if not re.fullmatch(rf"torch.float32 \([1-9]\d*, {self.latent_dim}\)", what):
-            raise ValueError(f"latent must be float32 of shape (N, {self.latent_dim}), N at least 1, not {what}")
+    def __call__(self, latent: torch.Tensor, digits: torch.Tensor | None = None) -> torch.Tensor:
+        if not re.fullmatch(rf"torch.float32 \([1-9]\d*, {self.latent_dim}\)", _described(latent)):
+            raise ValueError(f"latent must be float32 (N, {self.latent_dim}), N at least 1, not {_described(latent)}")
+        per_latent = f"torch.int64 ({len(latent)},)"
+        if self.asks and (_described(digits) != per_latent or not 0 <= digits.min() <= digits.max() <= 9):
+            raise ValueError(f"digits must be int64 of shape ({len(latent)},), each from 0 to 9, not {digits!r}")
+        if not self.asks and digits is not None:
+            raise ValueError("digits cannot be chosen here: this generator takes latents only; writer.pt2 takes digits")
         with torch.no_grad():
-            return self.program(latent)
+            return self.program(latent, digits) if self.asks else self.program(latent)
 
 
 def load_generator(path: Path | str) -> LoadedGenerator:
     """Read a generator written by `export_generator`. The file is program code: load only those you trust.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a file that `export_generator` wrote.
+    Raises FileNotFoundError if there is no such file, ValueError if `export_generator` has not written it.
     """
     path = Path(path)
     if not path.is_file():
@@ -648,3 +646,45 @@ def load_generator(path: Path | str) -> LoadedGenerator:
         return LoadedGenerator(program.module(), **json.loads(about["generator.json"]))
     except Exception as error:
         raise ValueError(f"'{path}' is not a whole file written by export_generator: {error}") from error
+
+
+PAGE_LAYERS = (  # what writer_page knows, as torch prints it
+    r"Unflatten\(.*?, 1, 1\)\)(, ConvTranspose2d\(\d+, \d+, kernel_size=\((?P<k>\d+), (?P=k)\), "
+    r"stride=\((?P<s>\d+), (?P=s)\)(, padding=\((?P<p>\d+), (?P=p)\))?(, bias=False)?\)"
+    r"(, BatchNorm2d\([^()]*stats=True\))?(, (Leaky)?ReLU\([^()]*\))?)+, Tanh\(\)")
+
+
+def _as_int8(layer: torch.nn.ConvTranspose2d, slope: float | None) -> dict[str, Any]:
+    """A layer for `writer_page`: int8 weights, each to be multiplied by the scale of its output channel."""
+    scales = layer.weight.abs().amax(dim=(0, 2, 3)) / 127
+    codes = (layer.weight / scales[:, None, None]).round().to("cpu", torch.int8).numpy().tobytes()
+    bias = torch.zeros_like(scales) if layer.bias is None else layer.bias
+    return {"kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0], "slope": slope,
+            "bias": bias.tolist(), "scales": scales.tolist(), "weights": base64.b64encode(codes).decode()}
+
+
+def writer_page(generator: torch.nn.Module, directions: torch.Tensor, name: str) -> str:
+    """The page data/writer.html with this generator in it, weights as int8: it writes numbers in any browser.
+
+    Args:
+        generator: its `layers` make images (N, 1, H, W) in [-1, 1] of (N, D + 10), latents joined to one-hot labels.
+        directions: (K, D), one for each slider. name: of the training run, any text.
+
+    Raises:
+        ValueError: the page does not know such layers; the message names them.
+    """
+    nn, modules, layers = torch.nn, copy.deepcopy(list(getattr(generator, "layers", [generator]))), []
+    if not re.fullmatch(PAGE_LAYERS, ", ".join(map(str, modules))):
+        kinds = ", ".join(type(module).__name__ for module in modules)
+        raise ValueError(f"writer.html cannot draw with {kinds}: it takes Unflatten, then plain square ConvTranspose2d "
+                         "with BatchNorm2d, ReLU or LeakyReLU, and Tanh at the end")
+    for module in modules[1:]:
+        if isinstance(module, nn.ConvTranspose2d):
+            layers.append([module.eval(), 1])
+        elif isinstance(module, nn.BatchNorm2d):
+            layers[-1][0] = nn.utils.fuse_conv_bn_eval(layers[-1][0], module.eval(), transpose=True)
+        else:
+            layers[-1][1] = None if isinstance(module, nn.Tanh) else getattr(module, "negative_slope", 0)
+    about = {"name": name, "directions": directions.tolist(), "layers": [_as_int8(*layer) for layer in layers]}
+    text = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")  # so that no name ends the script
+    return (FOLDER / "data" / "writer.html").read_text(encoding="utf-8").replace('"NETWORK"', text)

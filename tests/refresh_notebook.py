@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
-PICTURES = ["sample_generated_digits.png", "sample_dcgan_digits.png"]
+PICTURES = ["can_you_tell.png"]
 
 sys.path.insert(0, str(ROOT))
 from gan_helpers import write_whole

@@ -31,6 +31,13 @@ def generator(tail=torch.nn.Tanh):
 
 exported = lambda path: helpers.export_generator(generator(), path, 3)
 loaded = lambda folder: helpers.load_generator(written(exported, folder / "sub" / "g.pt2"))
+class Asked(torch.nn.Module):
+    def forward(self, latent, digits):
+        return (latent[:, :1] + digits[:, None]).tanh()[..., None, None].expand(-1, 1, 4, 4)
+
+
+asked = lambda path: helpers.export_generator(Asked(), path, 3, asks=True)
+writer = lambda folder: helpers.load_generator(written(asked, folder / "sub" / "w.pt2"))
 other_program = lambda path: torch.export.save(torch.export.export(torch.nn.Linear(3, 4), (torch.zeros(2, 3),)), path)
 other_judge = lambda path: torch.save({"digits.weight": torch.zeros(10, 64)}, path)
 
@@ -59,6 +66,12 @@ TABLE = {name: rest for name, *rest in [
         ("one vector", torch.zeros(3), "(N, 3), N at least 1, not torch.float32 (3,)"), ("a list", [0.0], "list"),
         ("none", torch.zeros(0, 3), "(0, 3)"), ("other size", torch.zeros(2, 4), "(N, 3)"), ("None", None, "NoneType"),
         ("float64", torch.zeros(2, 3).double(), "float64"), ("a number", torch.tensor(1.0), "torch.float32 ()")]],
+    ("no digits for a writer", lambda f: writer(f)(torch.zeros(2, 3)), "digits must be int64 of shape (2,)"),
+    ("digits for a plain generator", lambda f: loaded(f)(torch.zeros(2, 3), torch.zeros(2).long()), "takes latents only"),
+    *[(f"{name} as digits", lambda f, bad=bad: writer(f)(torch.zeros(2, 3), bad), message) for name, bad, message in [
+        ("a list", [1, 2], "not [1, 2]"), ("floats", torch.zeros(2), "not tensor([0., 0.])"),
+        ("too few", torch.zeros(1).long(), "not tensor([0])"), ("a column", torch.zeros(2, 1).long(), "shape (2,)"),
+        ("ten", torch.tensor([0, 10]), "from 0 to 9, not tensor([ 0, 10])"), ("-1", torch.tensor([-1, 3]), "tensor([-1,")]],
     ("an unknown device", lambda f: helpers.choose_device("tpu"), "'tpu' is not in this machine, which has: cpu"),
     ("a folder as picture", lambda f: helpers.save_grid(images(), f / "sub", 4), "sub' cannot be written", OSError),
     ("a picture in no folder", lambda f: helpers.save_grid(images(), f / "none" / "x.png", 4), "none", OSError),
@@ -73,7 +86,8 @@ TABLE = {name: rest for name, *rest in [
     ("no generator", lambda f: helpers.load_generator(f / "none.pt2"), "none.pt2", FileNotFoundError),
     *[(f"{name} as generator", lambda f, write=write, less=less: helpers.load_generator(written(
         write, f / "sub" / "g.pt2", less)), "g.pt2' is not a whole file written by export_generator")
-      for name, write, less in [("empty", Path.touch, 0), ("another", other_program, 0), ("half", exported, 200)]],
+      for name, write, less in [("empty", Path.touch, 0), ("another", other_program, 0), ("half", exported, 200),
+                                 ("half a writer", asked, 200)]],
     ("no judge", lambda f: helpers.load_judge(f / "none.pt"), "none.pt' is missing or damaged"),
     ("a folder as judge", lambda f: helpers.load_judge(f / "sub"), "git checkout -- data"),
     ("another judge", lambda f: helpers.load_judge(written(other_judge, f / "sub" / "j.pt")), "digits.bias"),

@@ -74,12 +74,13 @@ def test_stopped_while_exporting_and_run_again(reader, function, call, written):
     for path in reader.output.glob("*.pt2"):
         path.unlink()
     before = set(files(reader.output))
-    assert reader.run("latent = draw_latent(9, settings.latent_dim)\n"
+    assert reader.run("latent = draw_latent(10, settings.latent_dim)\n"
                       "mlp = dcgan = SimpleNamespace(ema_generator=fresh_players(settings)[0])\n"
+                      "conditional = SimpleNamespace(ema_generator=ConditionalGenerator(settings.latent_dim, (8, 8, 8, 8)))\n"
                       f"{function} = pressing({function}, {call})") == ""
     assert reader.run("export").startswith("KeyboardInterrupt") and set(files(reader.output)) - before == written
     assert reader.run("export") == ""
-    assert set(files(reader.output)) - before == {"generator.pt2", "generator_dcgan.pt2"}
+    assert set(files(reader.output)) - before == {"generator.pt2", "generator_dcgan.pt2", "writer.pt2"}
 
 
 def test_stopped_at_random_moments_of_training_and_resumed(reader):

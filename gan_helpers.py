@@ -212,15 +212,10 @@ PAGE = 9.6  # inches, the width of a full picture; at 100 pixels an inch
 def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Sequence[object] = (),
               row_labels: Sequence[object] = (), column_labels: Sequence[object] = (), scale: int = 2,
               framed: Sequence[bool] = ()) -> plt.Figure:
-    """A grid of images under one title.
+    """A grid of images (N, 1, H, W) in [-1, 1], so many `columns` to a row, each pixel `scale` pixels wide.
 
-    Args:
-        images: (N, 1, H, W) in [-1, 1].
-        columns: images to a row.
-        labels: one for each image, written in its corner; none where empty.
-        row_labels, column_labels: one for each row, to its left, and one for each column, above it.
-        scale: how many pixels of the picture a pixel of an image is wide and high.
-        framed: for each image, whether to draw a frame around it; no frames where empty.
+    `labels`: one for each image, written in its corner; `row_labels` to the left, `column_labels` above; `framed`: for
+    each image, whether to draw a frame around it.
     """
     grid = np.asarray(_grid_image(images, columns, scale, greys=12))
     margin = (20 if title else 0) + (16 if len(column_labels) else 0)
@@ -232,8 +227,8 @@ def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels: Seque
     height, width = (images.shape[-2] + 2) * scale, (images.shape[-1] + 2) * scale
     for index, label in enumerate(labels):
         row, column = divmod(index, columns)
-        axes.text(column * width + 3 * scale, row * height + 3 * scale, str(label), color="gold",
-                  fontsize=6 + scale, va="top")
+        corner = (column * width + 3 * scale, row * height + 3 * scale)
+        axes.text(*corner, str(label), color="gold", fontsize=6 + scale, va="top")
     for row, column in (divmod(index, columns) for index, frame in enumerate(framed) if frame):
         corner = (column * width + scale / 2, row * height + scale / 2)
         axes.add_patch(plt.Rectangle(corner, width - scale, height - scale, fill=False, edgecolor="orange", lw=3))
@@ -536,9 +531,8 @@ def save_checkpoint(state: Any, path: Path | str) -> None:
 def load_checkpoint(state: Any, path: Path | str) -> None:
     """Put a freshly made training state, and torch's random states, to where `save_checkpoint` wrote them.
 
-    Raises:
-        ValueError: the file is damaged, holds more than tensors and plain values, or is of other settings, networks,
-            another kind of device or edition of the notebook; the message names the difference.
+    Raises ValueError if the file is damaged, holds more than tensors and plain values, or is of other settings, networks,
+    another kind of device or edition of the notebook; the message names the difference.
     """
     advice = "or set RESUME = False, which trains afresh and keeps the file under another name"
     now, kind = dataclasses.asdict(state.settings), state.fixed_noise.device.type

@@ -531,8 +531,8 @@ def save_checkpoint(state: Any, path: Path | str) -> None:
 def load_checkpoint(state: Any, path: Path | str) -> None:
     """Put a freshly made training state, and torch's random states, to where `save_checkpoint` wrote them.
 
-    Raises ValueError if the file is damaged, holds more than tensors and plain values, or is of other settings, networks,
-    another kind of device or edition of the notebook; the message names the difference.
+    Raises ValueError if the file is damaged, holds more than tensors and plain values, or is of other settings, other
+    networks, another kind of device or edition of the notebook; the message names the difference.
     """
     advice = "or set RESUME = False, which trains afresh and keeps the file under another name"
     now, kind = dataclasses.asdict(state.settings), state.fixed_noise.device.type

@@ -277,22 +277,24 @@ def plot_plane(panels: Sequence[dict[str, Any]], centres: torch.Tensor | None = 
     """Maps of the plane side by side, on one scale of colours from 0 (blue) to 1 (red).
 
     Args:
-        panels: dicts with `title`, `values` (S * S,) in [0, 1] at `plane_grid(S)`, and maybe a `caption` and `points`
-            (N, 2), of which 700 are drawn as black dots.
+        panels: dicts with `title`, `values` (S * S,) in [0, 1] at `plane_grid(S)`, and maybe a `caption`, `points`
+            (N, 2), of which 700 are dots, and `slopes` (N, 2) there, of which 40 are arrows of one length.
         centres: (K, 2), drawn as rings.
         label, width: of the scale; of the figure, in inches.
     """
     size = (width, 0.55 + 0.9 * width / len(panels))
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
     for axes, panel in zip(all_axes[0], panels):
-        axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE), title=panel["title"],
-                 xlabel=panel.get("caption", ""))
-        for places, style in [(panel.get("points"), {"s": 3, "color": "black", "linewidths": 0}),
-                              (centres, {"s": 60, "facecolors": "none", "edgecolors": "limegreen", "linewidths": 1})]:
-            if places is not None:
-                axes.scatter(*places[:700].detach().T.numpy(), **style)
-        size = math.isqrt(len(panel["values"]))
-        shown = axes.imshow(panel["values"].detach().view(size, size).numpy(), vmin=0, vmax=1, origin="lower",
+        axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE), title=panel["title"])
+        axes.set_xlabel(panel.get("caption", ""), fontsize=8)
+        if centres is not None:
+            axes.scatter(*centres.T.numpy(), s=45, facecolors="none", edgecolors="gold", linewidths=1)
+        if "points" in panel:
+            axes.scatter(*panel["points"][:700].T.numpy(), s=2, color="black", linewidths=0)
+            starts, ways = panel["points"][:40].T.numpy(), functional.normalize(panel["slopes"][:40], dim=1).T.numpy()
+            axes.quiver(*starts, *ways, angles="xy", scale_units="xy", scale=2.5, width=0.007, headwidth=4)
+        side = math.isqrt(len(panel["values"]))
+        shown = axes.imshow(panel["values"].detach().view(side, side).numpy(), vmin=0, vmax=1, origin="lower",
                             extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest",
                             cmap=plt.get_cmap("coolwarm", 20))  # few colours: a small file
     figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label=label)

@@ -1,5 +1,6 @@
 """The committed notebook and README: their files, their text, and the code that the notebook teaches."""
 
+import dataclasses
 import json
 import math
 import os
@@ -122,7 +123,7 @@ def test_pictures_and_samples_of_a_run_do_not_change_what_is_trained(tmp_path):
     names["output"] = tmp_path
     run_cell("after-epoch", names)
     shown = run_cell("conditional-train", names)["conditional"]
-    assert len(shown.snapshots) == 7 and list(shown.samples) == [0, 2, 4, 6] and len(list(tmp_path.iterdir())) == 5
+    assert len(shown.snapshots) == 7 and list(shown.samples) == [0, 2, 4, 6] and len(list(tmp_path.iterdir())) == 1
     players = names["fresh_players"](shown.settings, names["ConditionalGenerator"], names["ConvDiscriminator"])
     silent = names["train"](*players, names["ticked"], shown.settings, lambda state: None, names["ask_for_any"])
     for state in (shown, silent):
@@ -153,13 +154,14 @@ def test_steps_against_torch_losses_and_who_moves(story):
 
 def test_r1_penalty_its_gradient_and_its_weight_against_finite_differences(story):
     torch.manual_seed(0)
-    discriminator = story.Discriminator((8,), pixels=16).double()
+    discriminator = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.LeakyReLU(0.2),
+                                        torch.nn.Linear(8, 1), torch.nn.Flatten(0)).double()
     (real, fake), pixels = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64), torch.eye(16).double().view(16, 1, 1, 4, 4)
     at = lambda h: torch.stack([discriminator(real + h * pixel) for pixel in pixels])  # (16 pixels, 3 images)
     expected = ((at(1e-6) - at(-1e-6)) / 2e-6).square().sum(dim=0).mean()
     torch.testing.assert_close(story.r1_penalty(discriminator, real), expected, rtol=1e-6, atol=0)
-    weight, gradients, call = discriminator.layers[1].weight, [], torch.func.functional_call
-    with_weight = lambda value: lambda images: call(discriminator, {"layers.1.weight": value}, images)
+    weight, gradients, call = discriminator[1].weight, [], torch.func.functional_call
+    with_weight = lambda value: lambda images: call(discriminator, {"1.weight": value}, images)
     torch.autograd.gradcheck(lambda value: story.r1_penalty(with_weight(value), real), weight)
     for penalty_weight in (0, 3.0):
         story.discriminator_step(discriminator, torch.optim.SGD([weight], lr=0.0), real, fake, penalty_weight)
@@ -306,7 +308,7 @@ def test_walks_from_digit_to_digit_turn_at_an_even_pace(story):
     names = notebook_code()
     dcgan = SimpleNamespace(ema_generator=story.ConvGenerator(16, (8, 8, 8, 8)))
     names.update(settings=tiny(story, latent_dim=16), dcgan=dcgan,
-                 evaluator=SimpleNamespace(judge=helpers.Judge().eval()))
+                 judge=helpers.Judge().eval())
     slerp = run_cell("places", names)["slerp"]
     start, end = torch.nn.functional.normalize(torch.randn(2, 7, 16, dtype=torch.float64), dim=2)
     for share in torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=torch.float64):
@@ -316,15 +318,24 @@ def test_walks_from_digit_to_digit_turn_at_an_even_pace(story):
     assert slerp(end, end, torch.tensor(0.5)).isfinite().all()  # of a young generator, best 3 and best 8 may be one
 
 
-def test_images_from_a_folder_are_what_train_needs(story, tmp_path):
+def test_images_from_a_folder_are_what_train_needs_in_all_three_sizes_of_the_text(tmp_path, monkeypatch):
     from torchvision.transforms.functional import to_pil_image
+    names = notebook_code()
     for name, size, value in [("a/1.png", (40, 60), 0.0), ("a/2.png", (28, 28), 1.0), ("b/3.jpg", (100, 30), 0.5)]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        to_pil_image(torch.full((3, *size), value)).save(tmp_path / name)
-    images = story.images_from(tmp_path)
+        (tmp_path / "my_pictures" / name).parent.mkdir(exist_ok=True, parents=True)
+        to_pil_image(torch.full((3, *size), value)).save(tmp_path / "my_pictures" / name)
+    images = names["images_from"](tmp_path / "my_pictures")
     assert images.shape == (3, 1, 28, 28) and images.dtype == torch.float32
     assert images.mean(dim=(1, 2, 3)).tolist() == pytest.approx([-1, 1, 0], abs=0.01)
-    assert play(story, tiny(story, batch_size=2, epochs=1), images=images).step == 1
+
+    names.update(settings=tiny(SimpleNamespace(**names), batch_size=2, epochs=1), output=tmp_path, QUICK=True)
+    run_cell("conv-init", names)
+    names["dcgan_settings"] = dataclasses.replace(names["dcgan_settings"], batch_size=2, epochs=1)
+    monkeypatch.chdir(tmp_path)
+    calls = re.search(r"```python\n(.*?)```", cell_sources()["own-images-about"], re.DOTALL)[1]
+    exec(calls, names)  # noqa: S102
+    sizes = [torch.load(tmp_path / f"mine{size}_checkpoint.pt")["snapshots"][-1].shape[-1] for size in (28, 32, 64)]
+    assert sizes == [28, 32, 64]
 
 
 def test_exercises_measure_the_code_of_the_notebook():

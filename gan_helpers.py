@@ -278,7 +278,7 @@ def plot_plane(panels: Sequence[dict[str, Any]], centres: torch.Tensor | None = 
 
     Args:
         panels: dicts with `title`, `values` (S * S,) in [0, 1] at `plane_grid(S)`, and maybe a `caption`, `points`
-            (N, 2), of which 700 are dots, and `slopes` (N, 2) there, of which 40 are arrows of one length.
+            (N, 2), of which 700 are dots, and `slopes` (N, 2) there, of which 25 are arrows of one length.
         centres: (K, 2), drawn as rings.
         label, width: of the scale; of the figure, in inches.
     """
@@ -291,8 +291,8 @@ def plot_plane(panels: Sequence[dict[str, Any]], centres: torch.Tensor | None = 
             axes.scatter(*centres.T.numpy(), s=45, facecolors="none", edgecolors="gold", linewidths=1)
         if "points" in panel:
             axes.scatter(*panel["points"][:700].T.numpy(), s=2, color="black", linewidths=0)
-            starts, ways = panel["points"][:40].T.numpy(), functional.normalize(panel["slopes"][:40], dim=1).T.numpy()
-            axes.quiver(*starts, *ways, angles="xy", scale_units="xy", scale=2.5, width=0.007, headwidth=4)
+            starts, ways = panel["points"][:25].T.numpy(), functional.normalize(panel["slopes"][:25], dim=1).T.numpy()
+            axes.quiver(*starts, *ways, angles="xy", scale_units="xy", scale=2.5, width=0.006, headwidth=4)
         side = math.isqrt(len(panel["values"]))
         shown = axes.imshow(panel["values"].detach().view(side, side).numpy(), vmin=0, vmax=1, origin="lower",
                             extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest",
@@ -533,8 +533,7 @@ def save_checkpoint(state: Any, path: Path | str) -> None:
 def load_checkpoint(state: Any, path: Path | str) -> None:
     """Put a freshly made training state, and torch's random states, to where `save_checkpoint` wrote them.
 
-    Raises ValueError if the file is damaged, holds more than tensors and plain values, or is of other settings, other
-    networks, another kind of device or edition of the notebook; the message names the difference.
+    Raises ValueError, with the reason, if the file is damaged or of other settings, networks, device or edition.
     """
     advice = "or set RESUME = False, which trains afresh and keeps the file under another name"
     now, kind = dataclasses.asdict(state.settings), state.fixed_noise.device.type
@@ -544,12 +543,13 @@ def load_checkpoint(state: Any, path: Path | str) -> None:
     except Exception as error:
         raise ValueError(f"'{path}' is no whole checkpoint ({error}): rename it, {advice}") from error
     for name in sorted(now.keys() | before.keys()):
-        if now.get(name) != before.get(name):
-            raise ValueError(f"'{path}' was made with {name} = {before.get(name)!r}, and {name} is now "
-                             f"{now.get(name)!r}: set it back, {advice}")
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            raise ValueError(f"'{path}' was made with {name} = {was!r}, and {name} is now {is_now!r}: set it back, "
+                             + advice)
     if saved.keys() != vars(state).keys() or {"cpu", kind} != set(random):
-        raise ValueError(f"'{path}' is of another edition of this notebook or another device ({', '.join(random)}): "
-                         f"set GAN_DEVICE, {advice}")
+        other = f"another edition of this notebook or another device ({', '.join(random)})"
+        raise ValueError(f"'{path}' is of {other}: set GAN_DEVICE, {advice}")
     try:
         for name, part in vars(state).items():
             if hasattr(part, "load_state_dict"):

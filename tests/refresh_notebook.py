@@ -24,9 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
 PICTURES = ["can_you_tell.png"]
 
-sys.path.insert(0, str(ROOT))
-from gan_helpers import write_whole
-
 
 def smaller(picture):
     """A PNG in base64 with 64 colours, a third of the size; a film stays as it is."""
@@ -55,6 +52,8 @@ def main():
     for name in ("GAN_OUTPUT", "GAN_DEVICE"):
         if name in os.environ:
             sys.exit(f"{name} is set: the committed notebook is made with the defaults. Unset it and run this again.")
+    sys.path.insert(0, str(ROOT))
+    from gan_helpers import write_whole
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     ids = [cell["id"] for cell in notebook.cells]
     with tempfile.TemporaryDirectory() as folder:

@@ -543,10 +543,9 @@ def load_checkpoint(state: Any, path: Path | str) -> None:
     except Exception as error:
         raise ValueError(f"'{path}' is no whole checkpoint ({error}): rename it, {advice}") from error
     for name in sorted(now.keys() | before.keys()):
-        was, is_now = before.get(name), now.get(name)
-        if was != is_now:
-            raise ValueError(f"'{path}' was made with {name} = {was!r}, and {name} is now {is_now!r}: set it back, "
-                             + advice)
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            raise ValueError(f"'{path}' was made with {name} = {old!r}, and {name} is now {new!r}: set it back, {advice}")
     if saved.keys() != vars(state).keys() or {"cpu", kind} != set(random):
         other = f"another edition of this notebook or another device ({', '.join(random)})"
         raise ValueError(f"'{path}' is of {other}: set GAN_DEVICE, {advice}")

@@ -542,10 +542,10 @@ def load_checkpoint(state: Any, path: Path | str) -> None:
         before, random = saved["settings"], saved.pop("random")
     except Exception as error:
         raise ValueError(f"'{path}' is no whole checkpoint ({error}): rename it, {advice}") from error
-    for name in sorted(now.keys() | before.keys()):
-        old, new = before.get(name), now.get(name)
+    for key in sorted(now.keys() | before.keys()):
+        old, new = before.get(key), now.get(key)
         if old != new:
-            raise ValueError(f"'{path}' was made with {name} = {old!r}, and {name} is now {new!r}: set it back, {advice}")
+            raise ValueError(f"'{path}' was made with {key} = {old!r}, and {key} is now {new!r}: set it back, {advice}")
     if saved.keys() != vars(state).keys() or {"cpu", kind} != set(random):
         other = f"another edition of this notebook or another device ({', '.join(random)})"
         raise ValueError(f"'{path}' is of {other}: set GAN_DEVICE, {advice}")
@@ -594,7 +594,7 @@ def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: i
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own deprecations are not the reader's concern
-        shapes = ({0: torch.export.Dim("batch")},) * len(example)
+        shapes = ({0: torch.export.Dim("batch", max=2**30)},) * len(example)  # torch 2.6 wants a largest one
         program = torch.export.export(program_source, example, dynamic_shapes=shapes)
         about = json.dumps({"latent_dim": latent_dim, "image_size": images.shape[-1], "asks": asks})
         torch.export.save(program, file, extra_files={"generator.json": about})

@@ -47,7 +47,7 @@ EXERCISES = {
         "discriminator(torch.cat([real, fake.detach()])).split([len(real), len(fake)])",
         "discriminator(real), discriminator(fake.detach())")}},
     "8 no 7s": {"settings": SIX, "choose": lambda images, labels: images[labels != 7]},
-    "9 1,000 images": {"settings": {"train_images": 1_000, "epochs": 352},
+    "9 1,000 images": {"settings": {"train_images": 1_000, "epochs": 401},
                        "choose": lambda images, labels: images[:1_000]},
     "10 islands by k-means": {"settings": {"epochs": 5, "r1_gamma": 1.0}, "network": "conditional", "kinds": 20, "cells": {
         "tick": ("KINDS = 10", "KINDS = 20", "    return ticked",
@@ -64,6 +64,8 @@ EXERCISES = {
     "DCGAN with ReLU in G": {"network": "dcgan", "cells": {"conv-generator": (
         "nn.Sequential(*layers, ",
         "nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.LeakyReLU) else layer for layer in layers), ")}},
+    "DCGAN, D sees black as 0": {"network": "dcgan", "cells": {
+        "conv-discriminator": ("return self.layers(images)", "return self.layers(images + 1)")}},
     "DCGAN, beta2 0.99": {"network": "dcgan", "settings": {"betas": (0.0, 0.99)}},
     "DCGAN, penalty every 4th step": {"network": "dcgan", "settings": {"r1_interval": 4}},
 }

@@ -282,7 +282,7 @@ def test_conditional_players_learn_what_they_are_asked():
     labels = torch.arange(400) % 2
     rows = torch.where(torch.arange(28) // 14 == labels[:, None], 0.8, -0.8)  # (400, 28), a row of each image
     images = rows[:, None, None].expand(-1, 1, 28, -1) + 0.1 * some_images(400)
-    names = conditional_story(labels, images, epochs=80, learning_rate=3e-3, batch_size=50)
+    names = conditional_story(labels, images, epochs=60, learning_rate=4e-3, batch_size=50)
     names["after_epoch"] = lambda state: None
     state = run_cell("conditional-train", names)["conditional"]
     drawn = helpers.generate(state.ema_generator, names["ask"](labels, names["draw_latent"](400, 8)))

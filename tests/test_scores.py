@@ -139,13 +139,13 @@ def test_kl_and_confidence_by_hand():
     assert evaluator.scores(torch.cat([images(30), images(10, ink=-0.8)]))["confident"] == 0.75  # 1 / (1 + 9 / e^1.6)
 
 
-def test_nearest_images_against_brute_force():
+def test_nearest_images_against_brute_force(story):
     """The cell `neighbours`, which has the function, on a generator that has learnt one image by heart."""
     names, others, drawn, tests = notebook_code(), *(some_images(n, 6, seed=n) for n in (40, 30, 31))
     drawn[3] = others[17]
     heart = torch.nn.Module()
     heart.forward = lambda latent: drawn[latent[:, 0].long()]
-    names.update(scores={}, images=others, test_images=tests, mlp=SimpleNamespace(
+    names.update(scores={}, settings=story.Settings(), images=others, test_images=tests, mlp=SimpleNamespace(
         ema_generator=heart, fixed_noise=torch.arange(30.0)[:, None], history=[]))
     run_cell("neighbours", names)
     apart = lambda images: torch.stack([(others - image).square().sum(dim=(1, 2, 3)) for image in images]).min(dim=1)

@@ -611,7 +611,7 @@ class LoadedGenerator:
     program: torch.nn.Module = dataclasses.field(repr=False)
     latent_dim: int
     image_size: int
-    asks: bool
+    asks: bool = False  # files of earlier editions do not say
 
     def __call__(self, latent: torch.Tensor, digits: torch.Tensor | None = None) -> torch.Tensor:
         if not re.fullmatch(rf"torch.float32 \([1-9]\d*, {self.latent_dim}\)", _described(latent)):
@@ -651,7 +651,7 @@ PAGE_LAYERS = (  # what writer_page knows, as torch prints it
 
 def _as_int8(layer: torch.nn.ConvTranspose2d, slope: float | None) -> dict[str, Any]:
     """A layer for `writer_page`: int8 weights, each to be multiplied by the scale of its output channel."""
-    scales = layer.weight.abs().amax(dim=(0, 2, 3)) / 127
+    scales = layer.weight.abs().amax(dim=(0, 2, 3)).clamp_min(1e-30) / 127  # a channel may be all zeros
     codes = (layer.weight / scales[:, None, None]).round().to("cpu", torch.int8).numpy().tobytes()
     bias = torch.zeros_like(scales) if layer.bias is None else layer.bias
     return {"kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0], "slope": slope,

@@ -591,6 +591,7 @@ def export_generator(generator: torch.nn.Module, path: Path | str, latent_dim: i
     example = (torch.zeros(2, latent_dim), torch.tensor([0, 9]))[:1 + asks]  # a batch of 1 would count as a constant
     with torch.no_grad():
         images = check_images(program_source(*example), "the generator's output")
+    torch.compiler.reset()  # torch 2.6 refuses after a few exports in one session
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own deprecations are not the reader's concern

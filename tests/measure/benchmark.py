@@ -23,7 +23,7 @@ import sys
 import time
 
 import torch
-from exercises import BLACK_AT_MINUS_1, ROOT, machine, matrix_rate, silent_train, story_with
+from exercises import BLACK_AT_MINUS_1, ROOT, evaluator_of, machine, matrix_rate, silent_train, story_with
 
 WARM_UP_BATCHES = 30
 VARIANTS = {"plain": "plain DataLoader loop", "highest": "this notebook's loop, products as they are",
@@ -120,11 +120,6 @@ def measure(variant, image_count):
     print("RESULT" + json.dumps({"speed": speed, "memory": memory, "share": share}))
 
 
-def evaluator_of(story):
-    test_images, _ = story.helpers.load_mnist(train=False)
-    return story.helpers.Evaluator(test_images, story.frechet_distance, story.precision_recall_coverage)
-
-
 def speed(rounds, image_count):
     results = {variant: [] for variant in VARIANTS}
     for variant in list(VARIANTS) * rounds:
@@ -141,7 +136,7 @@ def speed(rounds, image_count):
         print(f"| {name} | {middle(variant, 'speed'):,.0f} | {ratio:.1f}x | {middle(variant, 'memory') / 1e6:,.0f} MB | "
               f"{middle(variant, 'share'):.0%} |")
     story = story_with({})
-    images, evaluator = story.helpers.load_mnist(train=True)[0], evaluator_of(story)
+    images, evaluator = story.helpers.load_mnist(train=True)[0], evaluator_of(story, story.helpers.load_mnist(train=False)[0])
     start = time.perf_counter()
     evaluator.scores(images[:10_000])
     print(f"\nA row of scores of 10,000 images takes {time.perf_counter() - start:.1f} s")
@@ -149,7 +144,8 @@ def speed(rounds, image_count):
 
 def textbook(seconds):
     story, black_at_minus_1 = story_with({}), story_with(BLACK_AT_MINUS_1)
-    evaluator, images = evaluator_of(story), story.helpers.load_mnist(train=True)[0]
+    images, test_images = (story.helpers.load_mnist(train)[0] for train in (True, False))
+    evaluator = evaluator_of(story, test_images)
     settings = dataclasses.replace(story.Settings(), **TEXTBOOK, epochs=10_000)
 
     class TimeIsUp(Exception):

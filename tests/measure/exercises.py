@@ -133,6 +133,10 @@ def run(exercise, images, labels, **shrink):
     return story, state, chosen[:, :, inner, inner], draw
 
 
+def evaluator_of(story, test_images):
+    return story.helpers.Evaluator(test_images, story.frechet_distance, story.precision_recall_coverage)
+
+
 def report(name, seed, story, state, chosen, draw, evaluator, test_images, samples=10_000):
     seconds = sum(record["seconds"] for record in state.history)
 
@@ -217,7 +221,7 @@ def main():
     story = story_with({})
     images, labels = story.helpers.load_mnist(train=True)
     test_images, _ = story.helpers.load_mnist(train=False)
-    evaluator = story.helpers.Evaluator(test_images, story.frechet_distance, story.precision_recall_coverage)
+    evaluator = evaluator_of(story, test_images)
     print("\n| network | seed | epochs | training | Fréchet | precision | recall | coverage | confident | KL | D's loss |"
           "\n|---|---|---|---|---|---|---|---|---|---|---|")
     for name in names:

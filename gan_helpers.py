@@ -24,10 +24,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import nn
 from torch.nn import functional
 from torchvision.transforms.functional import center_crop
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 FOLDER = Path(__file__).resolve().parent
@@ -63,11 +65,12 @@ def load_mnist(train: bool, device: torch.device | str = "cpu",
     for name, header in [("images-idx3-ubyte.gz", 16), ("labels-idx1-ubyte.gz", 8)]:
         path = Path(folder) / f"{stem}-{name}"
         try:
-            content = gzip.decompress(path.read_bytes())  # its checksum finds damage
+            with gzip.open(path) as file:  # its checksum finds damage
+                array = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8, offset=header)
         except Exception as error:
             raise OSError(f"'{path}' is missing or damaged ({error}). `git checkout -- data` "
                           "brings it back, or torchvision.datasets.MNIST downloads it") from error
-        arrays.append(torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8))
+        arrays.append(array)
     images = arrays[0].view(-1, 1, 28, 28).to(device).float().div_(127.5).sub_(1)
     return images, arrays[1].to(device).long()
 
@@ -134,7 +137,7 @@ def progress_line(total: int, done: int = 0) -> tqdm:
 PAGE = 9.6  # inches, the width of a full picture
 DPI = 100   # pixels an inch
 GAP = 2     # pixels between the images of a grid
-LETTER = 7  # pixels that a letter of a row's label takes, at most
+LETTER = 7  # pixels that a letter of a row's label takes, and most take less
 
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
@@ -189,9 +192,9 @@ def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels=(), ro
         axes.text(x, y, label, color="gold", fontsize=6 + scale, va="top")
     for index, has_frame in enumerate(framed):
         if has_frame:
-            corner = index % columns * right + scale / 2, index // columns * down + scale / 2
-            axes.add_patch(plt.Rectangle(corner, right - scale, down - scale, fill=False,
-                                         edgecolor="orange", linewidth=3))
+            corner = index % columns * right + scale - 0.5, index // columns * down + scale - 0.5
+            axes.add_patch(plt.Rectangle(corner, right, down, fill=False, edgecolor="orange",
+                                         linewidth=3))
     for row, label in enumerate(row_labels):
         axes.text(-8, (row + 0.5) * down, str(label), ha="right", va="center", fontsize=9)
     for column, label in enumerate(column_labels):
@@ -224,6 +227,22 @@ def plot_curves(x, curves: dict, xlabel: str, ylabel: str, levels: dict) -> plt.
     return figure
 
 
+TINTS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933",
+         "#AA4499", "#777777")  # Paul Tol's "muted": colour-blind readers tell them apart
+
+
+def plot_map(images: torch.Tensor, digits: torch.Tensor, columns: int) -> plt.Figure:
+    """Images (N, 1, H, W) without gaps, their ground in the colour of their `digits` (N,)."""
+    tints = torch.tensor([to_rgb(tint) for tint in TINTS])
+    strokes = check_images(images).cpu().add(1).div(2)  # 0 is paper, 1 is a stroke
+    coloured = tints[digits.cpu()][:, :, None, None] * (1 - strokes) + strokes
+    grid = make_grid(coloured, nrow=columns, padding=0).permute(1, 2, 0)
+    figure, axes = plt.subplots(figsize=(8.6, 8.6), dpi=DPI, layout="constrained")
+    axes.imshow(grid.mul(12).round().div(12))  # few colours: a small file
+    axes.axis("off")
+    return figure
+
+
 PLANE = 3.0  # the square that is drawn reaches from -PLANE to PLANE
 
 
@@ -246,11 +265,12 @@ def plot_plane(panels: list[dict], centres: torch.Tensor | None = None) -> plt.F
         axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE),
                  title=panel["title"], xlabel=panel.get("caption", ""))
         if centres is not None:
-            axes.scatter(*centres.T, s=45, facecolors="none", edgecolors="gold", linewidths=1)
+            axes.scatter(*centres.cpu().T, s=45, facecolors="none", edgecolors="gold", linewidths=1)
         if "points" in panel:
-            axes.scatter(*panel["points"][:700].T, s=2, color="black", linewidths=0)
+            axes.scatter(*panel["points"][:700].cpu().T, s=2, color="black", linewidths=0)
         side = math.isqrt(len(panel["values"]))
-        shown = axes.imshow(panel["values"].view(side, side), vmin=0, vmax=1, origin="lower",
+        values = panel["values"].cpu().view(side, side)
+        shown = axes.imshow(values, vmin=0, vmax=1, origin="lower",
                             extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest",
                             cmap=plt.get_cmap("coolwarm", 20))  # few colours: a small file
     figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label="$D$: 'real'")
@@ -374,6 +394,24 @@ def generate(generator: nn.Module, latent: torch.Tensor) -> torch.Tensor:
         generator.train(training)
 
 
+def stroke_measures(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Slant, thickness, width and size of each drawing (N, 1, H, W), from moments of its ink: (N,).
+
+    Slant is in pixels to the right per pixel up; the others are in pixels. Width is that of the
+    drawing set upright, size the geometric mean of width and height.
+    """
+    ink = check_images(images)[:, 0].add(1).div(2)
+    total = ink.sum(dim=(1, 2)).clamp(min=1e-6)
+    rows, columns = (torch.arange(float(side), device=ink.device) for side in ink.shape[1:])
+    y = rows[:, None] - (ink.sum(dim=2) @ rows / total)[:, None, None]
+    x = columns - (ink.sum(dim=1) @ columns / total)[:, None, None]
+    high, wide, both = ((ink * part).sum(dim=(1, 2)) / total for part in (y * y, x * x, x * y))
+    outline = ink.diff(dim=1).abs().sum(dim=(1, 2)) + ink.diff(dim=2).abs().sum(dim=(1, 2))
+    width, height = (wide - both**2 / high).clamp(min=0).sqrt(), high.sqrt()
+    return {"slant": -both / high, "thickness": 4 * total / outline, "width": width,
+            "size": (width * height).sqrt()}
+
+
 # Files --------------------------------------------------------------------------------------------
 
 def output_folder(quick: bool) -> Path:
@@ -490,36 +528,46 @@ def export_generator(generator: nn.Module, path: Path | str, *example: torch.Ten
 
 # The writer's page --------------------------------------------------------------------------------
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a transposed convolution, the same in both directions, without extras."""
+    if not isinstance(module, nn.ConvTranspose2d):
+        return False
+    pairs = module.kernel_size, module.stride, module.padding
+    extras = module.dilation, module.groups, module.output_padding
+    return all(down == right for down, right in pairs) and extras == ((1, 1), 1, (0, 0))
+
+
 def _folded(modules) -> list[tuple[nn.ConvTranspose2d, float | None]]:
-    """Transposed convolutions with BatchNorm folded in, and what follows each: the slope below
-    zero, or None for tanh. Raises ValueError, with its name, at a layer that the page lacks."""
+    """Transposed convolutions with BatchNorm folded in, and what follows: the slope below zero, or
+    None for clipping to [-1, 1]. Raises ValueError, with its name, at a layer that the page lacks.
+    """
     layers = []
     for module in modules:
-        if isinstance(module, nn.ConvTranspose2d):
+        if _is_plain(module):
             layers.append((module, 1.0))
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d) and layers[-1][1] == 1.0:
             convolution = nn.utils.fuse_conv_bn_eval(layers[-1][0], module, transpose=True)
             layers[-1] = (convolution, 1.0)
         elif isinstance(module, nn.LeakyReLU):
             layers[-1] = (layers[-1][0], module.negative_slope)
-        elif isinstance(module, nn.Tanh):
+        elif isinstance(module, nn.Hardtanh):
             layers[-1] = (layers[-1][0], None)
         elif not isinstance(module, nn.Unflatten):
             raise ValueError(
-                f"writer.html cannot draw with {type(module).__name__}: it takes Unflatten, then "
-                "ConvTranspose2d with BatchNorm2d and LeakyReLU, and Tanh at the end")
+                f"writer.html cannot draw with {module} there: it takes Unflatten, then plain "
+                "ConvTranspose2d with BatchNorm2d and LeakyReLU, and Hardtanh at the end")
     return layers
 
 
 @torch.no_grad()
-def writer_page(layers: nn.Sequential, directions: torch.Tensor, name: str) -> str:
+def writer_page(layers: nn.Sequential, hand: torch.Tensor, directions: dict[str, torch.Tensor],
+                name: str) -> str:
     """The page data/writer.html with a generator in it: it writes numbers in any browser.
 
-    `layers` make images (N, 1, H, W) in [-1, 1] of (N, D + 10), latents joined to one-hot labels.
-    Each weight becomes an int8, to be multiplied by the scale of its output channel. `directions`
-    (K, D): one for each slider. `name`: of the training run, any text.
-
-    Raises ValueError at a layer that the page does not know; the message names it.
+    The mean over the channels that `layers` make of (N, D + 10), latents joined to one-hot labels,
+    is the digits. Each weight becomes an int8, to be multiplied by the scale of its output channel.
+    `hand` (D,): the latent of the first handwriting. `directions`: a slider's name = (D,).
+    `name`: of the training run, any text. Raises ValueError at a layer that the page lacks.
     """
     described = []
     for layer, slope in _folded(copy.deepcopy(layers).cpu().eval()):
@@ -530,7 +578,8 @@ def writer_page(layers: nn.Sequential, directions: torch.Tensor, name: str) -> s
             "kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0],
             "slope": slope, "bias": bias.tolist(), "scales": scales.tolist(),
             "weights": base64.b64encode(weights.numpy().tobytes()).decode()})
-    network = {"name": name, "directions": directions.tolist(), "layers": described}
+    sliders = {title: direction.tolist() for title, direction in directions.items()}
+    network = {"name": name, "hand": hand.tolist(), "directions": sliders, "layers": described}
     text = json.dumps(network).replace("<", "\\u003c")  # so that no name ends the script
     template = (FOLDER / "data" / "writer.html").read_text(encoding="utf-8")
     return template.replace('"NETWORK"', text)

@@ -1,10 +1,11 @@
-"""Make the committed notebook: one full Restart-and-Run-All, then the hygiene checks.
+"""Make the committed notebook: one full Restart-and-Run-All, then the checks of test_notebook.py.
 
     python tests/refresh_notebook.py
 
-Runs in a copy of this folder, keeps the cell ids, strips widget state, refuses quick mode and errors; the notebook is
-replaced only by a run that went through and passed the checks. The README's pictures in .github/ come from the same run,
-and its results go to output/, but for the checkpoints.
+Runs in a copy of this folder without what git ignores, keeps the cell ids, strips widget state,
+refuses quick mode and errors. The notebook is replaced only by a run that went through and passed
+the checks. The README's picture in .github/ comes from the same run, and its results go to
+output/, but for the checkpoints.
 """
 
 import base64
@@ -22,7 +23,17 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
-PICTURES = ["can_you_tell.png"]
+PICTURE = "can_you_tell.png"
+
+
+def copy_project(folder):
+    """Copy what is committed or about to be: no output/, no .venv, no caches."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.split("\0"):
+        if (ROOT / name).is_file():  # not the end of the list, and no file deleted since
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
 
 
 def smaller(picture):
@@ -36,47 +47,49 @@ def smaller(picture):
 
 
 def strip(notebook):
-    """Remove what must not be committed: widget state, run times of cells, needless colours of pictures."""
+    """Remove widget state, run times of cells, and needless colours of pictures."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
-    return notebook
+
+
+def keep_failed(path):
+    """Put a notebook that failed the checks where it can be looked at, and end."""
+    failed = ROOT / "output" / "HandwrittenNumberGAN.failed.ipynb"
+    failed.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, failed)
+    sys.exit(f"the checks above failed: the notebook is as it was; what they saw is in {failed}")
 
 
 def main():
-    if os.environ.get("GAN_QUICK") == "1":
-        sys.exit("GAN_QUICK=1 is set: the committed notebook carries a full run. Unset it and run this again.")
-    for name in ("GAN_OUTPUT", "GAN_DEVICE"):
+    for name in ("GAN_QUICK", "GAN_OUTPUT", "GAN_DEVICE"):
         if name in os.environ:
-            sys.exit(f"{name} is set: the committed notebook is made with the defaults. Unset it and run this again.")
-    sys.path.insert(0, str(ROOT))
-    from gan_helpers import write_whole
+            sys.exit(f"{name} is set: the committed notebook is a full run with the defaults. "
+                     "Unset it and run this again.")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     ids = [cell["id"] for cell in notebook.cells]
     with tempfile.TemporaryDirectory() as folder:
-        # A clone of its own, so that what an earlier run left in output/ changes nothing.
         clone = Path(folder) / "HandwrittenNumberGAN"
-        shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns("output", ".git", "__pycache__", ".*_cache"))
-        client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(clone)}})
-        client.execute()  # raises at the first error
+        copy_project(clone)
+        NotebookClient(notebook, timeout=None, kernel_name="python3",
+                       resources={"metadata": {"path": str(clone)}}).execute()  # or raises
         strip(notebook)
         if [cell["id"] for cell in notebook.cells] != ids:
             sys.exit("cell ids changed during the run: nothing written")
         nbformat.write(notebook, clone / NOTEBOOK.name)
-        check = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_notebook.py"]
-        if (clone / "tests" / "test_notebook.py").exists() and subprocess.run(check, cwd=clone, check=False).returncode:
-            failed = ROOT / "output" / "HandwrittenNumberGAN.failed.ipynb"
-            failed.parent.mkdir(exist_ok=True)
-            shutil.copyfile(clone / NOTEBOOK.name, failed)
-            sys.exit(f"the checks above failed: the notebook is as it was, and what they saw is in {failed}")
+        checks = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                                 "tests/test_notebook.py"], cwd=clone, check=False)
+        if checks.returncode != 0:
+            keep_failed(clone / NOTEBOOK.name)
+        sys.path.insert(0, str(ROOT))
+        from gan_helpers import write_whole
         write_whole(NOTEBOOK, (clone / NOTEBOOK.name).read_bytes())
-        for name in PICTURES:
-            write_whole(ROOT / ".github" / name, (clone / "output" / name).read_bytes())
-        shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True,
-                        ignore=shutil.ignore_patterns("*_checkpoint.pt"))  # there may be a run of somebody's own
+        write_whole(ROOT / ".github" / PICTURE, (clone / "output" / PICTURE).read_bytes())
+        theirs = shutil.ignore_patterns("*_checkpoint.pt")  # there may be a run of somebody's own
+        shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True, ignore=theirs)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,73 @@
-"""Check the scores of a full run; .ci/run calls it:  python tests/measure/check_scores.py output/scores.json
+"""Check the scores of a full run; .ci/run does:  python tests/measure/check_scores.py scores.json
 
-The limits are the quality this project promises on any machine: what three seeds reach (results.md), and a margin for the
-seed. Times are printed and never checked: machines differ fourfold.
+The limits are the quality that this project promises on any machine. Each lies beyond the worst
+that was measured (three seeds of each network in results.md, the committed run, a full run on a
+second kind of machine) by about the noise of one seed, or more: a fifth of a Fréchet distance, 0.02
+of a share, 0.01 of a share that is nearly 1. Among those runs one network's distances scatter by
+0.01 to 0.02 (standard deviation), its shares by 0.003 to 0.006. So a limit is about four standard
+deviations or more from the mean, and ten seeds pass. A step of the recipe gone wrong does not pass:
+the MLP without its average reaches 0.8 to 1.0 in place of 0.44, the textbook's recipe 4.6, the
+conditional network with the DCGAN's penalty a precision of 0.899, and an untold one 10 % as asked.
+Times are printed and never checked: machines differ fourfold.
 """
 
 import json
 import sys
 
-# Fréchet at most; precision, recall and confident at least.
-LIMITS = {"MLP": (0.6, 0.84, 0.82, 0.79), "DCGAN": (0.5, 0.83, 0.81, 0.79), "conditional DCGAN": (0.4, 0.91, 0.77, 0.96)}
+MOST_FRECHET = {"MLP": 0.6, "DCGAN": 0.5, "conditional DCGAN": 0.4}  # worst: 0.47, 0.40, 0.32
+LEAST = {
+    # worst:                0.865,          0.855,            0.864,              0.824
+    "MLP": {"precision": 0.84, "recall": 0.83, "coverage": 0.83, "confident": 0.80},
+    # worst:                0.846,          0.844,            0.819,              0.820
+    "DCGAN": {"precision": 0.82, "recall": 0.82, "coverage": 0.79, "confident": 0.79},
+    # worst:                0.920,          0.800,            0.885,              0.962
+    "conditional DCGAN": {"precision": 0.90, "recall": 0.78, "coverage": 0.86, "confident": 0.94},
+}
+# worst:         0.97,                  0.983,                           0.976
+LEAST_OF_ALL = {"memory": 0.9, "read as asked": 0.97, "reader of forged digits": 0.965}
+MOST_KL = 0.02  # nats
 
 
 def failures(scores):
     """Sentences on what falls short in the content of a scores.json; empty where all is well."""
-    rows = scores["rows"]
-    untrained, real = rows["untrained MLP"], rows["real training images"]
-    checks = {"nearest training image at most 10 % nearer than for test images": scores["memory"] >= 0.9,
-              "at least 98 % read as asked": scores["read as asked"] >= 0.98,
-              "taught by forgeries alone, at least 96.5 % read": scores["reader of forged digits"] >= 0.965}
-    for name, (frechet, precision, recall, confident) in LIMITS.items():
-        row = rows[name]
-        checks |= {
-            f"{name}: 10,000 samples": row["samples"] == 10_000,
-            f"{name}: real images beat the generator, the generator beats noise":
-                real["frechet"] < row["frechet"] < untrained["frechet"] / 100,
-            f"{name}: Fréchet at most {frechet}": row["frechet"] <= frechet,
-            f"{name}: precision at least {precision}": row["precision"] >= precision,
-            f"{name}: recall at least {recall}": row["recall"] >= recall,
-            f"{name}: confident at least {confident}": row["confident"] >= confident,
-            f"{name}: KL from the real histogram below 0.02 nats": row["kl"] < 0.02,
-            f"{name}: all ten digits, each at least 5 %": min(row["histogram"]) >= 0.05 * row["samples"],
-        }
-    return [f"not met: {what}" for what, met in checks.items() if not met]
+    found = []
+    for what, least in LEAST_OF_ALL.items():
+        if not scores[what] >= least:
+            found.append(f"{what}: {scores[what]:.3f}, and not at least {least}")
+    for name in LEAST:
+        found += [f"{name}, {shortfall}" for shortfall in shortfalls(name, scores["rows"])]
+    return found
+
+
+def shortfalls(name, rows):
+    """What falls short in the row of one network."""
+    row, found = rows[name], []
+    if row["samples"] != 10_000:
+        found.append(f"samples: {row['samples']:,}, and not 10,000")
+    if not rows["real training images"]["frechet"] < row["frechet"] <= MOST_FRECHET[name]:
+        found.append(f"frechet: {row['frechet']:.3f}, and not above real images and at most "
+                     f"{MOST_FRECHET[name]}")
+    if not row["frechet"] < rows["untrained MLP"]["frechet"] / 100:
+        found.append("frechet: not a hundredth of an untrained network's")
+    for column, least in LEAST[name].items():
+        if not row[column] >= least:
+            found.append(f"{column}: {row[column]:.3f}, and not at least {least}")
+    if not row["kl"] < MOST_KL:
+        found.append(f"kl: {row['kl']:.3f}, and not below {MOST_KL}")
+    if not min(row["histogram"]) >= 0.05 * row["samples"]:
+        found.append(f"histogram: {row['histogram']}, and not at least 5 % of each digit")
+    return found
+
+
+def main():
+    with open(sys.argv[1], encoding="utf-8") as file:
+        scores = json.load(file)
+    for name, seconds in scores["training_seconds"].items():
+        print(f"{name}: {seconds:.0f} s of training")
+    found = failures(scores)
+    print("\n".join(found) or "the full run's scores are as promised")
+    sys.exit(len(found) > 0)
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as file:
-        scores = json.load(file)
-    print("seconds of training:", ", ".join(f"{name} {value:.0f}" for name, value in scores["training_seconds"].items()))
-    found = failures(scores)
-    print("\n".join(found) or "the full run's scores are as promised")
-    sys.exit(bool(found))
+    main()

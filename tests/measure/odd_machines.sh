@@ -11,7 +11,9 @@ unset GAN_OUTPUT GAN_DEVICE
 
 copy() {  # a clean copy of what is committed or about to be
     mkdir -p "$1"
-    (cd "$repository" && git ls-files -z --cached --others --exclude-standard | tar -c --null -T -) | tar -x -C "$1"
+    (cd "$repository" && git ls-files -z --cached --others --exclude-standard |
+        while IFS= read -r -d '' file; do [ ! -f "$file" ] || printf '%s\0' "$file"; done |
+        tar -c --null -T -) | tar -x -C "$1"
 }
 place() {  # name, command...
     local name=$1 began=$SECONDS
@@ -20,34 +22,46 @@ place() {  # name, command...
     if grep Traceback "$scratch/log"; then echo "FAILED (said something): $name"; exit 1; fi
     echo "ok, $((SECONDS - began)) s: $name"
 }
-execute() { jupyter execute "$1/HandwrittenNumberGAN.ipynb" --output="$scratch/executed.ipynb"; }
+execute() {
+    jupyter execute "$1/HandwrittenNumberGAN.ipynb" --output="$scratch/executed.ipynb"
+}
 
 copy "$scratch/plain"
-place "another working directory" bash -c "cd / && jupyter execute '$scratch/plain/HandwrittenNumberGAN.ipynb' --output='$scratch/x.ipynb'"
+elsewhere() { (cd / && execute "$scratch/plain"); }
+place "another working directory" elsewhere
 test -s "$scratch/plain/output/quick/scores.json"
 
 copy "$scratch/mit Leerzeichen und Ümläuten"
 place "a path with spaces and umlauts" execute "$scratch/mit Leerzeichen und Ümläuten"
 
-place "a C locale" env LC_ALL=C LANG=C jupyter execute "$scratch/plain/HandwrittenNumberGAN.ipynb" --output="$scratch/x.ipynb"
+in_c_locale() { LC_ALL=C LANG=C execute "$scratch/plain"; }
+place "a C locale" in_c_locale
 
 if command -v taskset > /dev/null; then
-    place "one core" taskset -c 0 jupyter execute "$scratch/plain/HandwrittenNumberGAN.ipynb" --output="$scratch/x.ipynb"
+    place "one core" taskset -c 0 jupyter execute "$scratch/plain/HandwrittenNumberGAN.ipynb" \
+        --output="$scratch/executed.ipynb"
 fi
 
 jupyter nbconvert --to script "$scratch/plain/HandwrittenNumberGAN.ipynb" > /dev/null 2>&1
-place "a plain Python script" env -C "$scratch/plain" MPLBACKEND=agg python HandwrittenNumberGAN.py
+place "a plain Python script" \
+    env -C "$scratch/plain" MPLBACKEND=agg python HandwrittenNumberGAN.py
 
-# Permission bits do not bind root, so root mounts the copy read-only, in a mount namespace that ends with the command.
+# Permission bits do not bind root, so root mounts the copy read-only, in a mount namespace that ends
+# with the command.
 copy "$scratch/readonly"
 chmod -R a-w "$scratch/readonly"
 mkdir "$scratch/elsewhere"
-export GAN_OUTPUT="$scratch/elsewhere/output" IPYTHONDIR="$scratch/elsewhere/ipython" MPLCONFIGDIR="$scratch/elsewhere/mpl"
-run="jupyter execute '$scratch/readonly/HandwrittenNumberGAN.ipynb' --output='$scratch/elsewhere/x.ipynb'"
+export GAN_OUTPUT="$scratch/elsewhere/output" IPYTHONDIR="$scratch/elsewhere/ipython"
+export MPLCONFIGDIR="$scratch/elsewhere/mpl"
+run="jupyter execute '$scratch/readonly/HandwrittenNumberGAN.ipynb'"
+run="$run --output='$scratch/elsewhere/executed.ipynb'"
 if [ "$(id -u)" = 0 ]; then
-    mount="mount --bind '$scratch/readonly' '$scratch/readonly' && mount -o remount,ro,bind '$scratch/readonly'"
-    place "a read-only checkout, output elsewhere" unshare -m bash -c "$mount && ! touch '$scratch/readonly/x' && $run"
+    mount="mount --bind '$scratch/readonly' '$scratch/readonly'"
+    mount="$mount && mount -o remount,ro,bind '$scratch/readonly'"
+    place "a read-only checkout, output elsewhere" \
+        unshare -m bash -c "$mount && ! touch '$scratch/readonly/x' && $run"
 else
-    place "a read-only checkout, output elsewhere" bash -c "! touch '$scratch/readonly/x' && $run"
+    place "a read-only checkout, output elsewhere" \
+        bash -c "! touch '$scratch/readonly/x' && $run"
 fi
 test -s "$GAN_OUTPUT/quick/scores.json"

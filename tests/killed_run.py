@@ -14,7 +14,7 @@ from conftest import notebook_code, run_cell, some_images, tiny
 def tiny_run(**changes):
     """The notebook's names, ready for its training cell: 3 epochs of 6 steps, made-up images."""
     names = notebook_code()
-    settings = tiny(SimpleNamespace(**names), **{"epochs": 3, "keep_every": 1, **changes})
+    settings = tiny(SimpleNamespace(**names), **{"epochs": 3, **changes})
     names.update(settings=settings, images=some_images(200))
     return names
 

@@ -81,7 +81,7 @@ def test_the_kernel_has_no_network(reader):
 
 
 def test_the_stop_button_stops_training_and_resume_ends_as_if_nobody_had_pressed_it(reader):
-    for name in ["colab", *DEFINITIONS, "mode", "data", "quick"]:
+    for name in ["colab", *DEFINITIONS, "data", "quick"]:
         assert reader.run(name) == ""
     reader.run("settings = replace(settings, epochs=4, train_images=1_280)")
     checkpoint = reader.output / "mlp_checkpoint.pt"

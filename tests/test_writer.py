@@ -78,8 +78,10 @@ def test_page_answers_what_is_typed_without_a_network_and_a_hostile_name_is_only
                 .dispatchEvent(new Event("input"))
             return message.textContent + (save.disabled ? "" : paper.getAttribute("aria-label")) })
         const asked = performance.getEntriesByType("resource").length
-        const bold = document.querySelectorAll("b").length, label = knobs.innerText.split("\\n")[0]
-        said.textContent = JSON.stringify([...answers, run.textContent, bold, asked, label])</script>"""
+        const bold = document.querySelectorAll("b").length
+        const label = knobs.innerText.split("\\n")[0]
+        const all = [...answers, run.textContent, bold, asked, label]
+        said.textContent = JSON.stringify(all)</script>"""
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     opened = output_of(BROWSER, "--headless", "--no-sandbox", f"--user-data-dir={tmp_path}",
                        "--dump-dom", tmp_path / "page.html")

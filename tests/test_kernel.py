@@ -28,7 +28,8 @@ class Reader:
         options = {"kernel_name": "python3", "resources": {"metadata": {"path": str(ROOT)}}}
         self.client = NotebookClient(self.notebook, timeout=300, **options)
         self.client.create_kernel_manager()
-        self.client.start_new_kernel(env={**os.environ, "GAN_OUTPUT": str(output)})
+        environment = {**os.environ, "GAN_OUTPUT": str(output), "GAN_DEVICE": "cpu"}
+        self.client.start_new_kernel(env=environment)
         self.client.start_new_kernel_client()
 
     def run(self, cell):

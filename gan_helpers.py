@@ -452,7 +452,7 @@ def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int =
     write_whole(path, file.getvalue())
 
 
-TRAINS_NOTHING = ("epochs", "keep_every", "score_samples")  # settings that a resumed run may change
+TRAINS_NOTHING = ("epochs", "score_samples")  # settings that a resumed run may change
 
 
 def save_checkpoint(state, path: Path | str) -> None:
@@ -497,7 +497,10 @@ def load_checkpoint(state, path: Path | str) -> None:
         refuse(f"has {saved['epoch']} epochs, more than epochs = {state.settings.epochs}")
     for name, part in vars(state).items():
         if hasattr(part, "load_state_dict"):
-            part.load_state_dict(saved[name])
+            try:
+                part.load_state_dict(saved[name])
+            except (RuntimeError, ValueError) as error:
+                refuse(f"holds other networks ({error})")
         elif isinstance(part, torch.Tensor):
             setattr(state, name, saved[name].to(device))
         elif name != "settings":

@@ -1,6 +1,5 @@
 """Set-up for `pytest --nbval HandwrittenNumberGAN.ipynb tests`: quick mode, and no network."""
 
-import dataclasses
 import os
 import runpy
 import signal
@@ -33,21 +32,16 @@ def story():
 
 
 def flat(value, name=""):
-    """All that a training state or a checkpoint holds, but for times: one dict, path -> value."""
+    """All that networks or a checkpoint hold, but for times: one dict, path -> value."""
     if hasattr(value, "state_dict"):
         value = value.state_dict()
-    if dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace):
-        value = vars(value)
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
-    if isinstance(value, torch.Tensor):
-        return {name: value.clone()}
     if not isinstance(value, dict):
-        return {name: value}
+        return {name: value.clone() if isinstance(value, torch.Tensor) else value}
     entries = {}
-    for key, entry in value.items():
-        if key != "seconds":
-            entries.update(flat(entry, f"{name}.{key}"))
+    for key in value.keys() - {"seconds"}:
+        entries.update(flat(value[key], f"{name}.{key}"))
     return entries
 
 
@@ -56,7 +50,7 @@ def same(one, other):
 
 
 def differences(one, other):
-    """The paths at which two states differ, or what `flat` made of them earlier."""
+    """The paths at which two states differ, or what `flat` made of both."""
     one, other = flat(one), flat(other)
     both = one.keys() & other.keys()
     changed = {path for path in both if not same(one[path], other[path])}

@@ -1,6 +1,7 @@
 """The public helpers, each against something independent of it; then bad input and bad places."""
 
 import gzip
+import io
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,37 @@ def test_save_grid_puts_each_pixel_where_it_belongs(tmp_path, count, rows):
     for index, expected in enumerate(greys(some_images(count, size=5))):
         down, right = 2 + 7 * (index // 3), 2 + 7 * (index % 3)
         assert np.abs(pixels[down:down + 5, right:right + 5] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("count", [6, 1])
+def test_label_and_frame_sit_at_their_own_image_at_a_single_one_too(count):
+    images = torch.full((count, 1, 28, 28), -1.0)
+    images[-1] = 1  # the only white one, and the only one with a frame
+    framed = [index == count - 1 for index in range(count)]
+    axes, = helpers.plot_grid(images, columns=3, labels=range(count), framed=framed).axes
+    white = axes.images[0].get_array() == 255
+    frame, = axes.patches
+    left, top, right, bottom = frame.get_bbox().extents.round().astype(int)
+    assert white[top:bottom, left:right].sum() == white.sum() == 56 * 56
+    x, y = axes.texts[-1].get_position()
+    assert white[int(y), int(x)]
+
+
+def test_labels_and_title_lie_inside_the_saved_figure():
+    figure = helpers.plot_grid(some_images(6), columns=2, title="Title", column_labels=[-4, 100],
+                               row_labels=["direction 1", "epoch 16", "generated"])
+    figure.savefig(io.BytesIO())
+    for text in [*figure.axes[0].texts, figure.axes[0].title]:
+        left, lower, right, upper = text.get_window_extent().extents
+        assert 0 <= left < right <= figure.bbox.width, text
+        assert 0 <= lower < upper <= figure.bbox.height, text
+
+
+def test_plot_curves_draws_all_of_four_levels():
+    levels = {"one": 1, "two": 2, "three": 3, "four": 4}
+    axes, = helpers.plot_curves([1, 2], {"curve": [0, 0]}, "step", "loss", levels).axes
+    drawn = {line.get_label(): line.get_ydata()[0] for line in axes.lines}
+    assert drawn == {"curve": 0, **levels}
 
 
 def test_train_judge_takes_a_last_batch_of_one_and_leaves_random_numbers_alone():

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,36 @@ def test_committed_file_is_clean_and_small():
                  if not kind.startswith("image/")}
         assert not UNWANTED.search(output.get("text", "") + str(shown))
     assert (ROOT / "HandwrittenNumberGAN.ipynb").stat().st_size < 3e6
+
+
+def test_refresh_refuses_quick_mode_copies_nothing_ignored_and_keeps_the_notebook(tmp_path):
+    script = shutil.copytree(ROOT / "tests", tmp_path / "tests") / "refresh_notebook.py"
+    for name in ("gan_helpers.py", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "large").touch()
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    notebook = tmp_path / "HandwrittenNumberGAN.ipynb"
+    cell = nbformat.v4.new_code_cell("import os; raise OSError(sorted(os.listdir()))")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    before = notebook.read_bytes()
+    quick = python(script, env=os.environ | {"GAN_QUICK": "1"})
+    failed = python(script, env={k: v for k, v in os.environ.items() if not k.startswith("GAN_")})
+    assert "GAN_QUICK is set" in quick.stderr
+    assert "['.gitignore', 'HandwrittenNumberGAN.ipynb', 'gan_helpers.py', 'te" in failed.stderr
+    assert notebook.read_bytes() == before
+
+
+def test_section_links_and_names_of_the_helper_exist():
+    titles = {title.replace(" ", "-") for title in re.findall(r"(?m)^##+ (.*)", TEXT)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= titles
+    for name in set(re.findall(r"helpers\.(\w+)", TEXT)) - {"py"}:
+        assert hasattr(helpers, name), name
+
+
+def test_one_address_everywhere():
+    owners = re.findall(r"github(?:\.com)?/([\w.-]+)/HandwrittenNumberGAN\b", README + TEXT)
+    assert len(owners) >= 4 and len(set(owners)) == 1
 
 
 def test_readme_example_runs_with_pytorch_and_torchvision_alone_and_any_batch(story, tmp_path):

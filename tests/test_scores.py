@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from check_scores import LEAST, LEAST_OF_ALL, failures
 from conftest import notebook_code, some_images
 from torch.nn.functional import one_hot
 
@@ -73,3 +74,27 @@ def test_nearest_images_are_those_of_brute_force(story):
     distances, nearest = story.nearest_images(pictures, others)
     assert torch.equal(nearest, squares.indices)
     torch.testing.assert_close(distances.square(), squares.values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def good_scores():
+    row = {"samples": 10_000, "frechet": 0.3, "kl": 0.002, "histogram": [1000] * 10}
+    rows = {name: {**row, **dict.fromkeys(LEAST[name], 0.95)} for name in LEAST}
+    bounds = {"untrained MLP": {"frechet": 400.0}, "real training images": {"frechet": 0.16}}
+    return {"rows": rows | bounds, **dict.fromkeys(LEAST_OF_ALL, 0.98)}
+
+
+@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("column, value", [
+    ("samples", 1000), ("frechet", 0.75), ("frechet", 0.15), ("precision", 0.7), ("recall", 0.7),
+    ("coverage", 0.7), ("confident", 0.7), ("kl", math.nan), ("histogram", [1111] * 9 + [1])])
+def test_check_scores_notices_each_shortfall_of_a_network(good_scores, name, column, value):
+    assert failures(good_scores) == []
+    good_scores["rows"][name][column] = value
+    assert [failure.split(":")[0] for failure in failures(good_scores)] == [f"{name}, {column}"]
+
+
+@pytest.mark.parametrize("what", LEAST_OF_ALL)
+def test_check_scores_notices_what_else_falls_short(good_scores, what):
+    good_scores[what] = 0.85
+    assert len(failures(good_scores)) == 1

@@ -4,17 +4,17 @@ The limits are the quality that this project promises on any machine. Each lies 
 that was measured (three seeds of each network in results.md, the committed run, a full run on a
 second kind of machine) by about the noise of one seed, or more: a fifth of a Fréchet distance, 0.02
 of a share, 0.01 of a share that is nearly 1. Among those runs one network's distances scatter by
-0.01 to 0.02 (standard deviation), its shares by 0.003 to 0.006. So a limit is about four standard
+0.01 to 0.05 (standard deviation), its shares by 0.003 to 0.006. So a limit is about four standard
 deviations or more from the mean, and ten seeds pass. A step of the recipe gone wrong does not pass:
-the MLP without its average reaches 0.8 to 1.0 in place of 0.44, the textbook's recipe 4.6, the
-conditional network with the DCGAN's penalty a precision of 0.899, and an untold one 10 % as asked.
+the MLP without its average reaches 0.8 to 1.0, the textbook's recipe 4.6, a collapsed conditional
+network 43 (seen, while this edition was made), and an untold one reads 10 % as asked.
 Times are printed and never checked: machines differ fourfold.
 """
 
 import json
 import sys
 
-MOST_FRECHET = {"MLP": 0.6, "DCGAN": 0.5, "conditional DCGAN": 0.4}  # worst: 0.47, 0.40, 0.32
+MOST_FRECHET = {"MLP": 0.7, "DCGAN": 0.5, "conditional DCGAN": 0.4}  # worst: 0.54, 0.40, 0.32
 LEAST = {
     # worst:                0.865,          0.855,            0.864,              0.824
     "MLP": {"precision": 0.84, "recall": 0.83, "coverage": 0.83, "confident": 0.80},
@@ -23,8 +23,7 @@ LEAST = {
     # worst:                0.920,          0.800,            0.885,              0.962
     "conditional DCGAN": {"precision": 0.90, "recall": 0.78, "coverage": 0.86, "confident": 0.94},
 }
-# worst:         0.97,                  0.983,                           0.976
-LEAST_OF_ALL = {"memory": 0.9, "read as asked": 0.97, "reader of forged digits": 0.965}
+LEAST_OF_ALL = {"memory": 0.9, "read as asked": 0.97}  # worst: 0.97, 0.983
 MOST_KL = 0.02  # nats
 
 

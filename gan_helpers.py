@@ -169,11 +169,11 @@ def _grid(images: torch.Tensor, columns: int, scale: int, greys: int = 256) -> n
 
 
 def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels=(), row_labels=(),
-              column_labels=(), scale: int = 2, framed=()) -> plt.Figure:
+              column_labels=(), scale: int = 2) -> plt.Figure:
     """A grid of images (N, 1, H, W) in [-1, 1], so many `columns` to a row.
 
     Each pixel is `scale` pixels wide. `labels`: one for each image, in its corner; `row_labels` to
-    the left, `column_labels` above; `framed`: for each image, whether it gets a frame.
+    the left, `column_labels` above.
     """
     grid = _grid(images, columns, scale, greys=12)
     height, width = grid.shape
@@ -190,27 +190,10 @@ def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels=(), ro
     for index, label in enumerate(labels):
         x, y = index % columns * right + 3 * scale, index // columns * down + 3 * scale
         axes.text(x, y, label, color="gold", fontsize=6 + scale, va="top")
-    for index, has_frame in enumerate(framed):
-        if has_frame:
-            corner = index % columns * right + scale - 0.5, index // columns * down + scale - 0.5
-            axes.add_patch(plt.Rectangle(corner, right, down, fill=False, edgecolor="orange",
-                                         linewidth=3))
     for row, label in enumerate(row_labels):
         axes.text(-8, (row + 0.5) * down, str(label), ha="right", va="center", fontsize=9)
     for column, label in enumerate(column_labels):
         axes.text((column + 0.5) * right, -3, str(label), ha="center", va="bottom", fontsize=8)
-    return figure
-
-
-def plot_grids(named: dict[str, torch.Tensor], columns: int) -> plt.Figure:
-    """Grids of images side by side, each under its name; `columns` images to a row."""
-    grids = [_grid(images, columns, scale=2, greys=12) for images in named.values()]
-    height = 0.3 + PAGE / len(grids) * max(grid.shape[0] / grid.shape[1] for grid in grids)
-    figure, all_axes = plt.subplots(1, len(grids), figsize=(PAGE, height), dpi=DPI,
-                                    layout="constrained", squeeze=False)
-    for axes, name, grid in zip(all_axes[0], named, grids, strict=True):
-        axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set(title=name, xticks=[], yticks=[])
     return figure
 
 

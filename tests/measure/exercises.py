@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import sys
 import time
@@ -29,9 +30,20 @@ SATURATING = {"generator_step": ("softplus(-discriminator(fake)).mean()",
 BLACK_AT_MINUS_1 = {"Discriminator": ("images + 1", "images")}
 NO_BATCHNORM_IN_G = {"Generator": (", bias=False), nn.BatchNorm1d(fan_out),", "),")}
 A_29TH_ROW = {"Discriminator": ("zip((28 * 28, *widths)", "zip((29 * 28, *widths)")}
+TWO_MORE_ROWS = {"Discriminator": ("zip((28 * 28, *widths)", "zip((30 * 28, *widths)")}
 ONE_TANH = {"ConvGenerator": (  # the output of the editions before, in place of four clipped ones
     "nn.ConvTranspose2d(channels[-1], 4, **doubling), nn.Hardtanh()",
     "nn.ConvTranspose2d(channels[-1], 1, **doubling), nn.Tanh()")}
+STRETCHED_TANH = {"ConvGenerator": (
+    "nn.ConvTranspose2d(channels[-1], 4, **doubling), nn.Hardtanh()",
+    "nn.ConvTranspose2d(channels[-1], 1, **doubling), nn.Tanh()",
+    "self.layers(latent).mean(dim=1, keepdim=True)", "self.layers(latent).mul(1.05).clamp(-1, 1)")}
+D_TWICE_AS_FAST = {"set_rate": (
+    "    for optimizer in (state.g_optimizer, state.d_optimizer):\n"
+    "        optimizer.param_groups[0][\"lr\"] = rate",
+    "    state.g_optimizer.param_groups[0][\"lr\"] = rate\n"
+    "    state.d_optimizer.param_groups[0][\"lr\"] = 2 * rate")}
+QUICK_FALL = {"epochs": 3, "learning_rate": 2e-3, "decay_from": 0.5}
 CHARGED_BOXES = {"TickReader": ("images[:, :, 30:].detach()", "images[:, :, 30:]")}
 
 
@@ -44,7 +56,8 @@ def first_thousand(images, labels):
 
 
 # Name: `settings` to change; `code`, the name of a function or class -> (old text, new text, ...)
-# in its cell; `network`, if not the MLP; `choose`, which images to train on; `islands`, how many.
+# in its cell; `network`, if not the MLP; `choose`, which images to train on; `islands`, how many of
+# k-means, or "labels".
 EXERCISES = {
     "MLP": {},
     "DCGAN": {"network": "dcgan"},
@@ -53,6 +66,15 @@ EXERCISES = {
     "conditional DCGAN, boxes charged": {"network": "conditional", "code": CHARGED_BOXES},
     "conditional DCGAN, penalty 0.3": {"network": "conditional", "settings": {"r1_gamma": 0.3}},
     "conditional DCGAN, penalty 1": {"network": "conditional", "settings": {"r1_gamma": 1.0}},
+    "conditional DCGAN, 1.05 tanh, clamped": {"network": "conditional", "code": STRETCHED_TANH},
+    "MLP told 50 islands": {"islands": 50, "code": TWO_MORE_ROWS},
+    "MLP told the label": {"islands": "labels", "code": A_29TH_ROW},
+    "MLP, D's rate doubled": {"code": D_TWICE_AS_FAST},
+    "MLP, D of 1024-512": {"settings": {"discriminator_widths": (1024, 512)}},
+    "3 epochs, the recipe": {"settings": {"epochs": 3}},
+    "3 epochs, rate 2e-3 from half falling": {"settings": QUICK_FALL},
+    "3 epochs, the same, told 20 islands": {"settings": QUICK_FALL, "islands": 20,
+                                            "code": A_29TH_ROW},
     "6 epochs, the recipe": {"settings": SIX},
     "1 latent of 2": {"settings": {**SIX, "latent_dim": 2}},
     "2 no penalty": {"settings": {**SIX, "r1_gamma": 0.0}},
@@ -124,10 +146,10 @@ def clusters(images, kinds, rounds=25):
 
 
 def with_code(images, island, islands):
-    """Images (N, 1, 28, 28) with a 29th row that holds their island: white is 1, the others -1."""
-    row = torch.full_like(images[:, :, :1], -1)
-    row[:, 0, 0, :islands] = 2.0 * torch.nn.functional.one_hot(island, islands) - 1
-    return torch.cat([images, row], dim=2)
+    """Images (N, 1, 28, 28) with a 29th row, or more, for their island: its pixel 1, others -1."""
+    rows = torch.full((len(images), 1, math.ceil(islands / 28), 28), -1.0, device=images.device)
+    rows.flatten(1)[:, :islands] = 2.0 * torch.nn.functional.one_hot(island, islands) - 1
+    return torch.cat([images, rows], dim=2)
 
 
 def told_mlp(story, islands):
@@ -148,8 +170,10 @@ def prepare(exercise, images, labels):
     if "choose" in exercise:
         images = exercise["choose"](images, labels)
     if "islands" in exercise:
-        islands = exercise["islands"]
-        island = clusters(images, islands)
+        islands, island = 10, labels
+        if exercise["islands"] != "labels":
+            islands = exercise["islands"]
+            island = clusters(images, islands)
 
         def draw_told(n, latent_dim):
             chosen = island[torch.randint(len(island), (n,), device=island.device)]

@@ -14,16 +14,19 @@ import gzip
 import io
 import json
 import math
+import numbers
 import os
-import signal
+import struct
 import sys
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import nn
@@ -37,72 +40,97 @@ ARCHIVES = FOLDER / "data" / "MNIST" / "raw"
 JUDGE_FILE = FOLDER / "data" / "judge.pt"
 
 
-# Device and data ----------------------------------------------------------------------------------
+# Device, data, settings ---------------------------------------------------------------------------
 
 def choose_device() -> torch.device:
     """The device to train on: the variable GAN_DEVICE, else a GPU if there is one, else the CPU.
 
-    Raises ValueError, which says what is there, if GAN_DEVICE names something else.
+    A GPU that cannot do a first addition is passed over, which a printed line says. Raises
+    ValueError, which says what is there, if GAN_DEVICE names something else.
     """
     present = ["cpu"]
     if torch.accelerator.is_available():
-        present.insert(0, torch.accelerator.current_accelerator().type)  # "cuda", "mps", ...
+        kind = torch.accelerator.current_accelerator().type  # "cuda", "mps", "xpu", ...
+        numbered = [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
+        present = [kind, *numbered, "cpu"]
     name = os.environ.get("GAN_DEVICE", "").strip().lower() or present[0]
-    if name.split(":")[0] not in present:
+    if name not in present:
         raise ValueError(
             f"GAN_DEVICE = {name!r} is not in this machine, which has: {', '.join(present)}")
+    try:
+        torch.ones(2, device=name) + 1
+    except Exception as error:  # a GPU too old for this PyTorch is found, and fails only here
+        print(f"The device {name} fails ({str(error).splitlines()[0]}), so the CPU does the work.")
+        name = "cpu"
     return torch.device(name)
+
+
+def _read_archive(path: Path, dimensions: int) -> torch.Tensor:
+    """The bytes of a gzipped IDX file (LeCun's format) as a uint8 tensor; OSError if it is not one.
+    """
+    try:
+        with gzip.open(path) as file:  # its checksum finds damage
+            content = bytearray(file.read())
+        magic, *sizes = struct.unpack_from(f">{1 + dimensions}i", content)
+        if magic != 0x800 + dimensions:  # 8: bytes; then the number of dimensions
+            raise ValueError("another kind of file has this name")
+        start = 4 + 4 * dimensions
+        return torch.frombuffer(content, dtype=torch.uint8, offset=start).view(sizes)
+    except Exception as error:
+        raise OSError(f"'{path}' is missing or damaged ({error}). `git checkout -- data` brings it "
+                      "back, or torchvision.datasets.MNIST downloads it") from error
 
 
 def load_mnist(train: bool, device: torch.device | str = "cpu",
                folder: Path | str = ARCHIVES) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST (LeCun, Cortes and Burges, 1998) as two tensors on `device`, read from its archives.
 
-    Returns images, float32 (N, 1, 28, 28) in [-1, 1], and labels, int64 (N,) in 0..9: the 60,000
-    training images or the 10,000 test images. Raises OSError if an archive is missing or damaged.
+    Returns images, float32 (N, 1, 28, 28) in [-1, 1], and labels, int64 (N,) from 0 on: the 60,000
+    training images or the 10,000 test images, or what other data in the same format holds. Raises
+    OSError if an archive is missing, damaged, swapped with another or of other images.
     """
-    stem, arrays = "train" if train else "t10k", []
-    for name, header in [("images-idx3-ubyte.gz", 16), ("labels-idx1-ubyte.gz", 8)]:
-        path = Path(folder) / f"{stem}-{name}"
-        try:
-            with gzip.open(path) as file:  # its checksum finds damage
-                array = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8, offset=header)
-        except Exception as error:
-            raise OSError(f"'{path}' is missing or damaged ({error}). `git checkout -- data` "
-                          "brings it back, or torchvision.datasets.MNIST downloads it") from error
-        arrays.append(array)
-    images = arrays[0].view(-1, 1, 28, 28).to(device).float().div_(127.5).sub_(1)
-    return images, arrays[1].to(device).long()
+    stem = "train" if train else "t10k"
+    path = Path(folder) / f"{stem}-images-idx3-ubyte.gz"
+    images = _read_archive(path, dimensions=3)
+    labels = _read_archive(Path(folder) / f"{stem}-labels-idx1-ubyte.gz", dimensions=1)
+    if images.shape != (len(labels), 28, 28):
+        raise OSError(f"'{path}' holds {len(images):,} images of {tuple(images.shape[1:])} pixels, "
+                      f"not {len(labels):,} (as many as there are labels) of (28, 28)")
+    return images[:, None].to(device).float().div_(127.5).sub_(1), labels.to(device).long()
 
 
-# Stop button and progress line --------------------------------------------------------------------
+def check_ranges(settings, **ranges: tuple) -> None:
+    """Check numbers of a dataclass, and make them Python's own: a checkpoint takes no others.
+
+    `ranges`: the name of a setting = its lowest and its highest value, whole numbers (int) where
+    the setting must be whole. Raises ValueError with the name and value of the first that is not.
+    """
+    for name, (low, high) in ranges.items():
+        value, kind = getattr(settings, name), type(low)
+        wanted = numbers.Integral if kind is int else numbers.Real
+        if not (isinstance(value, wanted) and low <= value <= high):  # NaN is in no range
+            hint = " (a whole number)" if kind is int else ""
+            raise ValueError(f"{name} = {value!r} must be from {low:,} to {high:,}{hint}")
+        object.__setattr__(settings, name, kind(value))  # a frozen dataclass takes it only so
+
+
+@contextlib.contextmanager
+def exact_products():
+    """Inside, products of matrices are as exact as float32 allows. Also a function's decorator."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# Progress line ------------------------------------------------------------------------------------
 
 def _in_kernel() -> bool:
     """Whether this is a Jupyter or Colab kernel, and no plain script."""
     ipython = sys.modules.get("IPython")  # present only where a notebook or IPython is running
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-
-
-@contextlib.contextmanager
-def stop_button():
-    """Jupyter's stop button (SIGINT) asks, the loop answers; a second press interrupts at once.
-
-    Yields a function that says whether the button was pressed. In a plain script Ctrl-C ends the
-    script, once the loop has answered.
-    """
-    presses = []
-
-    def press(*_):
-        presses.append("stop")
-        signal.signal(signal.SIGINT, before)  # for the second press
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: len(presses) > 0
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if presses and not _in_kernel():
-        raise KeyboardInterrupt
 
 
 class _DisplayLine(tqdm):
@@ -121,23 +149,55 @@ class _DisplayLine(tqdm):
 
 
 def progress_line(total: int, done: int = 0) -> tqdm:
-    """A tqdm bar over `total` steps, `done` of them earlier.
+    """A tqdm bar over `total` turns, `done` of them earlier.
 
     In a Jupyter or Colab kernel it is one display updated in place, of which a saved notebook
     keeps a final line of text: no stderr, no carriage returns, no widget.
     """
-    options = {"total": total, "initial": done, "unit": "step", "mininterval": 0.5}
+    options = {"total": total, "initial": done, "unit": "turn", "mininterval": 0.5}
     if _in_kernel():
         return _DisplayLine(**options, file=io.StringIO(), ncols=100, ascii=False)
     return tqdm(**options, file=sys.stdout, dynamic_ncols=True)
+
+
+def report(progress: tqdm, turn: int, means: dict[str, float]) -> None:
+    """Move a progress line to this turn, and show these means behind it, a name = a number.
+
+    Raises FloatingPointError, which says what to do, if one of them is NaN or infinite.
+    """
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"training broke down between turns {progress.n:,} and {turn:,}: {name} is {mean}. "
+                "Begin a new game (RESUME = False) with a lower learning_rate or a higher "
+                "r1_weight. The pictures and the checkpoint of the last whole epoch are intact; "
+                "another `name` in the settings keeps them.")
+    progress.set_postfix_str(", ".join(f"{name} {mean:.2f}" for name, mean in means.items()),
+                             refresh=False)
+    progress.update(turn - progress.n)
 
 
 # Pictures -----------------------------------------------------------------------------------------
 
 PAGE = 9.6  # inches, the width of a full picture
 DPI = 100   # pixels an inch
-GAP = 2     # pixels between the images of a grid
-LETTER = 7  # pixels that a letter of a row's label takes, and most take less
+GAP = 2     # pixels between the images of a grid, before they are enlarged
+
+
+def picture(name: str, width: int):
+    """A picture of the folder .github, to be displayed so many pixels wide; a sentence if missing.
+
+    Notebooks show it through the output of a cell, since few clients find a picture by its path.
+    """
+    from IPython.display import Image as Shown
+    path = FOLDER / ".github" / name
+    return Shown(path, width=width) if path.exists() else f"{name} is missing: git checkout .github"
+
+
+def show() -> None:
+    """Show the open figures, and close them, which Jupyter does by itself and a script does not."""
+    plt.show()
+    plt.close("all")
 
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
@@ -158,138 +218,132 @@ def _grid(images: torch.Tensor, columns: int, scale: int, greys: int = 256) -> n
     In 12 greys the file of a picture is half as large.
     """
     levels = check_images(images).detach().cpu().add(1).div(2).mul(greys - 1).round()
-    height, width = images.shape[2] + GAP, images.shape[3] + GAP
-    rows = math.ceil(len(images) / columns)
-    canvas = torch.full((rows * height + GAP, columns * width + GAP), 0.25)
-    for index, image in enumerate(levels.div(greys - 1)):
-        row, column = divmod(index, columns)
-        place = canvas[row * height:(row + 1) * height, column * width:(column + 1) * width]
-        place[GAP:, GAP:] = image
-    return np.kron(canvas.mul(255).round().byte().numpy(), np.ones((scale, scale), np.uint8))
+    grid = make_grid(levels / (greys - 1), nrow=columns, padding=GAP, pad_value=0.25)[0]
+    large = grid.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)
+    return large.mul(255).round().byte().numpy()
+
+
+def _grid_figure(images, columns, title="", labels=(), row_labels=(), column_labels=(), scale=2):
+    """The figure that `plot_grid` shows. Labels of rows and columns lie outside; Jupyter adds room.
+    """
+    grid = _grid(images, columns, scale, greys=12)
+    height, width = grid.shape
+    top = 24 if title else 0
+    figure = plt.figure(figsize=(width / DPI, (height + top) / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, height / (height + top)))
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="none")
+    axes.set_title(title, fontsize=10, pad=6)
+    axes.set_frame_on(False)
+    axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
+    down, right = (images.shape[2] + GAP) * scale, (images.shape[3] + GAP) * scale
+    axes.set_yticks([(row + 0.5) * down for row in range(len(row_labels))], row_labels)
+    axes.set_xticks([(column + 0.5) * right for column in range(len(column_labels))], column_labels)
+    for index, label in enumerate(labels):
+        x, y = index % columns * right + 3 * scale, index // columns * down + 3 * scale
+        axes.text(x, y, label, color="gold", fontsize=6 + scale, va="top")
+    return figure
 
 
 def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels=(), row_labels=(),
-              column_labels=(), scale: int = 2) -> plt.Figure:
-    """A grid of images (N, 1, H, W) in [-1, 1], so many `columns` to a row.
+              column_labels=(), scale: int = 2) -> None:
+    """Show a grid of images (N, 1, H, W) in [-1, 1], so many `columns` to a row.
 
     Each pixel is `scale` pixels wide. `labels`: one for each image, in its corner; `row_labels` to
     the left, `column_labels` above.
     """
-    grid = _grid(images, columns, scale, greys=12)
-    height, width = grid.shape
-    lines = [line for label in row_labels for line in str(label).split("\n")]
-    left = 12 + LETTER * max(map(len, lines)) if lines else 0
-    top = (20 if title else 0) + (16 if column_labels else 0)
-    size = left + width, top + height
-    figure = plt.figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
-    axes = figure.add_axes((left / size[0], 0, width / size[0], height / size[1]))
-    axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="none")
-    axes.axis("off")
-    axes.set_title(title, fontsize=10, pad=18 if column_labels else 4)
-    down, right = (images.shape[2] + GAP) * scale, (images.shape[3] + GAP) * scale
-    for index, label in enumerate(labels):
-        x, y = index % columns * right + 3 * scale, index // columns * down + 3 * scale
-        axes.text(x, y, label, color="gold", fontsize=6 + scale, va="top")
-    for row, label in enumerate(row_labels):
-        axes.text(-8, (row + 0.5) * down, str(label), ha="right", va="center", fontsize=9)
-    for column, label in enumerate(column_labels):
-        axes.text((column + 0.5) * right, -3, str(label), ha="center", va="bottom", fontsize=8)
-    return figure
+    _grid_figure(images, columns, title, labels, row_labels, column_labels, scale)
+    show()
 
 
-def plot_curves(x, curves: dict, xlabel: str, ylabel: str, levels: dict) -> plt.Figure:
-    """Curves over x, name in the legend = heights, and broken lines, name = height."""
+def plot_curves(x, curves: dict, xlabel: str, ylabel: str, levels=(), yscale="linear") -> None:
+    """Show curves over x, name in the legend = heights, and broken lines, name = height."""
     figure, axes = plt.subplots(figsize=(PAGE, 2.8), dpi=DPI, layout="constrained")
     for name, heights in curves.items():
         axes.plot(x, heights, label=name, marker="." if len(x) < 20 else "")
-    for number, (name, height) in enumerate(levels.items()):
+    for number, (name, height) in enumerate(dict(levels).items()):
         style = ["--", ":", "-."][number % 3]
         axes.axhline(height, color="gray", linestyle=style, linewidth=1, label=name)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
     axes.legend(fontsize=8)
-    return figure
+    show()
 
 
 TINTS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933",
          "#AA4499", "#777777")  # Paul Tol's "muted": colour-blind readers tell them apart
 
 
-def plot_map(images: torch.Tensor, digits: torch.Tensor, columns: int) -> plt.Figure:
-    """Images (N, 1, H, W) without gaps, their ground in the colour of their `digits` (N,)."""
-    tints = torch.tensor([to_rgb(tint) for tint in TINTS])
+def plot_map(images: torch.Tensor, digits: torch.Tensor, columns: int) -> None:
+    """Show images (N, 1, H, W) without gaps, their ground in the colour of their `digits` (N,)."""
+    tints = torch.tensor([to_rgb(tint) for tint in TINTS])[digits.cpu() % len(TINTS)]
     strokes = check_images(images).cpu().add(1).div(2)  # 0 is paper, 1 is a stroke
-    coloured = tints[digits.cpu()][:, :, None, None] * (1 - strokes) + strokes
+    coloured = tints[:, :, None, None] * (1 - strokes) + strokes
     grid = make_grid(coloured, nrow=columns, padding=0).permute(1, 2, 0)
     figure, axes = plt.subplots(figsize=(8.6, 8.6), dpi=DPI, layout="constrained")
     axes.imshow(grid.mul(12).round().div(12))  # few colours: a small file
     axes.axis("off")
-    return figure
+    show()
 
 
 PLANE = 3.0  # the square that is drawn reaches from -PLANE to PLANE
 
 
-def plane_grid(size: int = 61) -> torch.Tensor:
-    """Where maps of the plane are taken: (size * size, 2), row by row from the lower left."""
-    line = torch.linspace(-PLANE, PLANE, size)
+def plane_grid() -> torch.Tensor:
+    """Where maps of the plane are taken: (61 * 61, 2), row by row from the lower left."""
+    line = torch.linspace(-PLANE, PLANE, 61)
     return torch.cartesian_prod(line, line).flip(1)
 
 
-def plot_plane(panels: list[dict], centres: torch.Tensor | None = None) -> plt.Figure:
-    """Maps of the plane side by side, on one scale of colours from 0 (blue) to 1 (red).
+def plot_plane(panels: list[dict], centres: torch.Tensor) -> None:
+    """Show maps of the plane side by side, on one scale of colours from 0 (blue) to 1 (red).
 
-    `panels`: dicts with `title`, `values` (S * S,) in [0, 1] at `plane_grid(S)`, and maybe a
-    `caption` and `points` (N, 2), of which 700 are drawn. `centres` (K, 2): drawn as rings.
+    `panels`: dicts with a `title`, a `caption`, `points` (N, 2), of which 700 are drawn, and
+    `values` (61 * 61,) in [0, 1] at `plane_grid()`. `centres` (K, 2): drawn as rings.
     """
     size = (PAGE, 0.55 + 0.9 * PAGE / len(panels))
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, dpi=DPI, layout="constrained",
                                     squeeze=False)
     for axes, panel in zip(all_axes[0], panels, strict=True):
         axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE),
-                 title=panel["title"], xlabel=panel.get("caption", ""))
-        if centres is not None:
-            axes.scatter(*centres.cpu().T, s=45, facecolors="none", edgecolors="gold", linewidths=1)
-        if "points" in panel:
-            axes.scatter(*panel["points"][:700].cpu().T, s=2, color="black", linewidths=0)
-        side = math.isqrt(len(panel["values"]))
-        values = panel["values"].cpu().view(side, side)
-        shown = axes.imshow(values, vmin=0, vmax=1, origin="lower",
+                 title=panel["title"], xlabel=panel["caption"])
+        axes.scatter(*centres.cpu().T, s=45, facecolors="none", edgecolors="gold", linewidths=1)
+        axes.scatter(*panel["points"][:700].cpu().T, s=2, color="black", linewidths=0)
+        shown = axes.imshow(panel["values"].cpu().view(61, 61), vmin=0, vmax=1, origin="lower",
                             extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest",
                             cmap=plt.get_cmap("coolwarm", 20))  # few colours: a small file
     figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label="$D$: 'real'")
-    return figure
+    show()
 
 
-def film(figures, path: Path | str) -> bytes:
-    """Figures of one size, in greys, as a looping GIF at `path`; returns an animated PNG of it.
+def film(epochs: list[torch.Tensor], columns: int, *paths: Path) -> None:
+    """Write grids of images (N, 1, H, W), one for each epoch from 0 on, as a looping film.
 
-    Closes each figure. None at all is a ValueError.
+    Each path's ending names its format: .gif is the one to share, .png the one that Jupyter shows.
     """
     frames = []
-    for figure in figures:
-        figure.canvas.draw()
-        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("L"))
+    for epoch, images in enumerate(epochs):
+        figure = _grid_figure(images, columns, title=f"epoch {epoch}")
+        canvas = FigureCanvasAgg(figure)  # the figure's own may be a kind that has no pixels
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L"))
         plt.close(figure)
-    if not frames:
-        raise ValueError("a film needs at least one figure")
     durations = [400] * (len(frames) - 1) + [2000]  # milliseconds
-    gif, png = io.BytesIO(), io.BytesIO()
-    for kind, file in [("GIF", gif), ("PNG", png)]:
-        frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=durations,
-                       loop=0)
-    write_whole(path, gif.getvalue())
-    return png.getvalue()
+    for path in paths:
+        file = io.BytesIO()
+        frames[0].save(file, path.suffix[1:], save_all=True, append_images=frames[1:],
+                       duration=durations, loop=0)
+        write_picture(path, file.getvalue())
 
 
 # The judge ----------------------------------------------------------------------------------------
 
 class Judge(nn.Module):
-    """A small convolutional classifier of MNIST digits; its 64 features measure likeness.
+    """A small convolutional classifier of handwriting; its 64 features measure likeness.
 
-    Images (N, 1, 28, 28) in [-1, 1] -> logits (N, 10); `features` gives the layer before, (N, 64).
+    Images (N, 1, 28, 28) in [-1, 1] -> logits (N, kinds); `features` gives the layer before,
+    (N, 64).
     """
 
-    def __init__(self):
+    def __init__(self, kinds: int):
         super().__init__()
         layers = []
         for inputs, outputs, stride in [(1, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2)]:
@@ -297,25 +351,24 @@ class Judge(nn.Module):
                        nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(64 * 7 * 7, 64, bias=False), nn.BatchNorm1d(64)]
         self.features = nn.Sequential(*layers, nn.ReLU())
-        self.digits = nn.Linear(64, 10)
+        self.digits = nn.Linear(64, kinds)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.digits(self.features(images))
 
 
-def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8,
-                seed: int = 0) -> Judge:
+def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8) -> Judge:
     """Train a judge: AdamW with a one-cycle rate, batches of 128, images shifted by up to 2 pixels.
 
-    `images` (N, 1, 28, 28) in [-1, 1], N at least 2, and `labels` (N,) in 0..9 are on the device
-    to train on. `seed` is of this training alone: the random numbers of the rest of the program go
-    on as if it had not been. Returns the judge, in eval mode, on that device.
+    `images` (N, 1, 28, 28) in [-1, 1], N at least 2, and `labels` (N,) from 0 on are on the device
+    to train on. The random numbers of the rest of the program go on as if nothing had been trained.
+    Returns the judge, in eval mode, on that device.
     """
     device = check_images(images).device
     order = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # the faster
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # all that is random here is drawn on the CPU
-        judge = Judge().to(device).to(memory_format=order)
+        torch.default_generator.manual_seed(0)  # all that is random here is drawn on the CPU
+        judge = Judge(int(labels.max()) + 1).to(device).to(memory_format=order)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=1e-2)
         steps = epochs * math.ceil((len(images) - 1) / 128)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -339,9 +392,10 @@ def load_judge(path: Path | str = JUDGE_FILE) -> Judge:
 
     Raises ValueError if the file is missing or damaged; the message says how to get it back.
     """
-    judge = Judge()
     try:
-        judge.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        judge = Judge(kinds=len(weights["digits.bias"]))
+        judge.load_state_dict(weights)
     except Exception as error:
         raise ValueError(f"'{path}' is missing or damaged ({error}). git checkout -- data brings "
                          "it back, or data/README.md has the command that makes one") from error
@@ -349,10 +403,11 @@ def load_judge(path: Path | str = JUDGE_FILE) -> Judge:
 
 
 @torch.no_grad()
+@exact_products()
 def judge_images(judge: Judge, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Let the judge read images, of at least 28 x 28 pixels; of larger ones it sees the centre.
 
-    Returns features (N, 64) and probabilities of the digits (N, 10), on the judge's device.
+    Returns features (N, 64) and probabilities of the digits (N, kinds), on the judge's device.
     """
     if min(check_images(images).shape[2:]) < 28:
         raise ValueError(
@@ -375,24 +430,6 @@ def generate(generator: nn.Module, latent: torch.Tensor) -> torch.Tensor:
         return torch.cat([generator(chunk) for chunk in latent.split(1000)])
     finally:
         generator.train(training)
-
-
-def stroke_measures(images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Slant, thickness, width and size of each drawing (N, 1, H, W), from moments of its ink: (N,).
-
-    Slant is in pixels to the right per pixel up; the others are in pixels. Width is that of the
-    drawing set upright, size the geometric mean of width and height.
-    """
-    ink = check_images(images)[:, 0].add(1).div(2)
-    total = ink.sum(dim=(1, 2)).clamp(min=1e-6)
-    rows, columns = (torch.arange(float(side), device=ink.device) for side in ink.shape[1:])
-    y = rows[:, None] - (ink.sum(dim=2) @ rows / total)[:, None, None]
-    x = columns - (ink.sum(dim=1) @ columns / total)[:, None, None]
-    high, wide, both = ((ink * part).sum(dim=(1, 2)) / total for part in (y * y, x * x, x * y))
-    outline = ink.diff(dim=1).abs().sum(dim=(1, 2)) + ink.diff(dim=2).abs().sum(dim=(1, 2))
-    width, height = (wide - both**2 / high).clamp(min=0).sqrt(), high.sqrt()
-    return {"slant": -both / high, "thickness": 4 * total / outline, "width": width,
-            "size": (width * height).sqrt()}
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -428,80 +465,99 @@ def write_whole(path: Path | str, content: bytes) -> None:
             beside.unlink(missing_ok=True)
 
 
+def write_picture(path: Path | str, content: bytes) -> None:
+    """`write_whole`, but what goes wrong is only printed: no run should end for a picture.
+
+    Windows, for one, lets nobody replace a file that a viewer shows.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        print(f"{error}. The run goes on.")
+
+
 def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int = 2) -> None:
     """Save images (N, 1, H, W) in [-1, 1] as one greyscale PNG, each pixel `scale` pixels wide."""
     file = io.BytesIO()
     Image.fromarray(_grid(images, columns, scale)).save(file, "PNG")
-    write_whole(path, file.getvalue())
+    write_picture(path, file.getvalue())
 
 
-TRAINS_NOTHING = ("epochs", "score_samples")  # settings that a resumed run may change
+def _random_numbers(device: torch.device) -> tuple:
+    """The functions that get and set the state of torch's random numbers on this device."""
+    module = torch if device.type == "cpu" else torch.get_device_module(device)
+    if device.type in ("cpu", "mps"):  # of which there is one
+        return module.get_rng_state, module.set_rng_state
+    return partial(module.get_rng_state, device), partial(module.set_rng_state, device=device)
 
 
-def save_checkpoint(state, path: Path | str) -> None:
-    """Write a training state and torch's random states, so that a run can go on bit for bit.
+def _parts(game) -> dict:
+    """What a checkpoint keeps of a game: all but functions; `settings` and `data` as one dict."""
+    parts = {name: part for name, part in vars(game).items()
+             if hasattr(part, "state_dict") or not callable(part)}
+    parts["settings"] = dataclasses.asdict(parts["settings"]) | parts.pop("data")
+    return parts
 
-    Attributes of the state: a dataclass `settings`, a tensor `fixed_noise` on the training device,
-    the number `epoch`, things with a `state_dict`, and plain values.
+
+def save_checkpoint(game, path: Path | str) -> None:
+    """Write a game and torch's random states, so that it can go on bit for bit.
+
+    Attributes of the game: a dataclass `settings`, a dict `data` that identifies what it trains on,
+    a tensor `fixed_noise` on the training device, things with a `state_dict`, plain values.
     """
-    parts = {name: part.state_dict() if hasattr(part, "state_dict") else part
-             for name, part in vars(state).items()}
-    device = state.fixed_noise.device.type
-    random = {"cpu": torch.get_rng_state()}
-    if device != "cpu":
-        random[device] = getattr(torch, device).get_rng_state()
+    saved = {name: part.state_dict() if hasattr(part, "state_dict") else part
+             for name, part in _parts(game).items()}
+    for device in (torch.device("cpu"), game.fixed_noise.device):
+        get_state, _ = _random_numbers(device)
+        saved[f"random numbers on {device.type}"] = get_state()
     file = io.BytesIO()
-    torch.save(parts | {"settings": dataclasses.asdict(state.settings), "random": random}, file)
+    torch.save(saved, file)
     write_whole(path, file.getvalue())
 
 
-def load_checkpoint(state, path: Path | str) -> None:
-    """Put a freshly made training state, and torch's random states, to where a checkpoint stands.
+def load_checkpoint(game, path: Path | str) -> None:
+    """Put a freshly made game, and torch's random states, to where a checkpoint stands.
 
-    The settings must be those it was made with, but for TRAINS_NOTHING. With more epochs the
-    learning rate falls later; of a run that had ended it begins again where it was before it fell.
-    Raises ValueError, with the reason, if the file is damaged or of another run.
+    Raises ValueError, with the reason, if the file is damaged or of a game with other settings or
+    on other data; load_state_dict's own error if it holds other networks.
     """
     def refuse(reason):
         raise ValueError(f"'{path}' {reason}. Rename it, or set RESUME = False to train afresh")
 
+    device = game.fixed_noise.device
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        random, before = saved.pop("random"), saved["settings"]
+        saved = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         refuse(f"is no whole checkpoint ({error})")
-    now, device = dataclasses.asdict(state.settings), state.fixed_noise.device
-    for name in sorted(now.keys() | before.keys()):
-        if name not in TRAINS_NOTHING and now.get(name) != before.get(name):
-            refuse(f"was made with {name} = {before.get(name)!r}, which is now {now.get(name)!r}")
-    if saved.keys() != vars(state).keys():
+    parts = _parts(game)
+    settings, before = parts.pop("settings"), saved.pop("settings", {})
+    if not (parts.keys() <= saved.keys() and settings.keys() == before.keys()):
         refuse("is of another edition of this notebook")
-    if saved["epoch"] > state.settings.epochs:
-        refuse(f"has {saved['epoch']} epochs, more than epochs = {state.settings.epochs}")
-    for name, part in vars(state).items():
+    for name, now in settings.items():
+        if before[name] != now:
+            refuse(f"was made with {name} = {before[name]!r}, which is now {now!r}")
+    for name, part in parts.items():
         if hasattr(part, "load_state_dict"):
-            try:
-                part.load_state_dict(saved[name])
-            except (RuntimeError, ValueError) as error:
-                refuse(f"holds other networks ({error})")
-        elif isinstance(part, torch.Tensor):
-            setattr(state, name, saved[name].to(device))
-        elif name != "settings":
-            setattr(state, name, saved[name])
-    torch.set_rng_state(random["cpu"])
-    if device.type in random and device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(random[device.type])
+            part.load_state_dict(saved[name])
+        else:
+            setattr(game, name, saved[name])
+    for place in (torch.device("cpu"), device):
+        _, set_state = _random_numbers(place)
+        if f"random numbers on {place.type}" in saved:  # not if another kind of device made it
+            set_state(saved[f"random numbers on {place.type}"].cpu())
 
 
 def export_generator(generator: nn.Module, path: Path | str, *example: torch.Tensor) -> None:
     """Write a generator as a program for the CPU that runs without its class (`torch.export`).
 
-    It is on the CPU, in eval mode, and returns images (N, 1, H, W) in [-1, 1]. `example`: its
-    inputs for a batch of two or more; the program takes any number. Raises ValueError if it
-    returns anything else, OSError if the file cannot be written.
+    `example`: its inputs for a batch of two or more; the program takes any number, and has no
+    gradients. The generator must return images (N, 1, H, W) in [-1, 1], in eval mode: a ValueError
+    if it does not. An OSError if the file cannot be written, an AssertionError if what was written
+    draws otherwise. The generator itself stays as it is.
     """
-    with torch.no_grad():
-        check_images(generator(*example))
+    generator = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
+    example = tuple(tensor.cpu() for tensor in example)
+    drawn = check_images(generator(*example))
     torch.compiler.reset()  # torch 2.6 refuses after a few exports in one session
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -509,54 +565,48 @@ def export_generator(generator: nn.Module, path: Path | str, *example: torch.Ten
         shapes = [{0: torch.export.Dim("batch", max=2**30)}] * len(example)  # torch 2.6 needs max
         program = torch.export.export(generator, example, dynamic_shapes=tuple(shapes))
         torch.export.save(program, file)
+        loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
+        torch.testing.assert_close(loaded(*example), drawn, rtol=0, atol=1e-3)
     write_whole(path, file.getvalue())
 
 
 # The writer's page --------------------------------------------------------------------------------
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether it is a transposed convolution, the same in both directions, without extras."""
-    if not isinstance(module, nn.ConvTranspose2d):
-        return False
-    pairs = module.kernel_size, module.stride, module.padding
-    extras = module.dilation, module.groups, module.output_padding
-    return all(down == right for down, right in pairs) and extras == ((1, 1), 1, (0, 0))
+def _drawing_layers(modules) -> list:
+    """The transposed convolutions among these modules, BatchNorm worked into their weights.
 
-
-def _folded(modules) -> list[tuple[nn.ConvTranspose2d, float | None]]:
-    """Transposed convolutions with BatchNorm folded in, and what follows: the slope below zero, or
-    None for clipping to [-1, 1]. Raises ValueError, with its name, at a layer that the page lacks.
+    Each comes with the slope below zero of the LeakyReLU behind it, None for a Hardtanh. Raises
+    ValueError at a module that writer.html cannot draw with.
     """
     layers = []
     for module in modules:
-        if _is_plain(module):
+        if isinstance(module, nn.ConvTranspose2d):
             layers.append((module, 1.0))
-        elif isinstance(module, nn.BatchNorm2d) and layers[-1][1] == 1.0:
-            convolution = nn.utils.fuse_conv_bn_eval(layers[-1][0], module, transpose=True)
-            layers[-1] = (convolution, 1.0)
+        elif isinstance(module, nn.BatchNorm2d):
+            layer, slope = layers.pop()
+            layers.append((nn.utils.fuse_conv_bn_eval(layer, module, transpose=True), slope))
         elif isinstance(module, nn.LeakyReLU):
-            layers[-1] = (layers[-1][0], module.negative_slope)
+            layers.append((layers.pop()[0], module.negative_slope))
         elif isinstance(module, nn.Hardtanh):
-            layers[-1] = (layers[-1][0], None)
+            layers.append((layers.pop()[0], None))
         elif not isinstance(module, nn.Unflatten):
-            raise ValueError(
-                f"writer.html cannot draw with {module} there: it takes Unflatten, then plain "
-                "ConvTranspose2d with BatchNorm2d and LeakyReLU, and Hardtanh at the end")
+            raise ValueError(f"writer.html cannot draw with {module}: it takes Unflatten, then "
+                             "ConvTranspose2d, BatchNorm2d and LeakyReLU, and Hardtanh at the end")
     return layers
 
 
 @torch.no_grad()
-def writer_page(layers: nn.Sequential, hand: torch.Tensor, directions: dict[str, torch.Tensor],
+def writer_page(layers: nn.Sequential, hand: torch.Tensor, directions: torch.Tensor,
                 name: str) -> str:
     """The page data/writer.html with a generator in it: it writes numbers in any browser.
 
-    The mean over the channels that `layers` make of (N, D + 10), latents joined to one-hot labels,
-    is the digits. Each weight becomes an int8, to be multiplied by the scale of its output channel.
-    `hand` (D,): the latent of the first handwriting. `directions`: a slider's name = (D,).
+    The mean over the channels that `layers` make of (N, D + kinds), latents joined to one-hot
+    labels, is the digits. Each weight becomes an int8, to be multiplied by the scale of its output
+    channel. `hand` (D,): the latent of the first handwriting. `directions` (K, D): a slider each.
     `name`: of the training run, any text. Raises ValueError at a layer that the page lacks.
     """
     described = []
-    for layer, slope in _folded(copy.deepcopy(layers).cpu().eval()):
+    for layer, slope in _drawing_layers(copy.deepcopy(layers).cpu().eval()):
         scales = layer.weight.abs().amax(dim=(0, 2, 3)).clamp_min(1e-30) / 127  # all may be zero
         weights = (layer.weight / scales[:, None, None]).round().to(torch.int8)
         bias = torch.zeros_like(scales) if layer.bias is None else layer.bias
@@ -564,8 +614,8 @@ def writer_page(layers: nn.Sequential, hand: torch.Tensor, directions: dict[str,
             "kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0],
             "slope": slope, "bias": bias.tolist(), "scales": scales.tolist(),
             "weights": base64.b64encode(weights.numpy().tobytes()).decode()})
-    sliders = {title: direction.tolist() for title, direction in directions.items()}
-    network = {"name": name, "hand": hand.tolist(), "directions": sliders, "layers": described}
+    network = {"name": name, "hand": hand.tolist(), "directions": directions.tolist(),
+               "layers": described}
     text = json.dumps(network).replace("<", "\\u003c")  # so that no name ends the script
     template = (FOLDER / "data" / "writer.html").read_text(encoding="utf-8")
     return template.replace('"NETWORK"', text)

@@ -20,7 +20,6 @@ import struct
 import sys
 import tempfile
 import warnings
-from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -302,14 +301,15 @@ def plot_plane(panels: list[dict], centres: torch.Tensor) -> None:
     size = (PAGE, 0.55 + 0.9 * PAGE / len(panels))
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, dpi=DPI, layout="constrained",
                                     squeeze=False)
-    for axes, panel in zip(all_axes[0], panels, strict=True):
+    colours = plt.get_cmap("coolwarm", 20)  # few: a small file
+    for axes, panel in zip(all_axes[0], panels):
+        values, points = panel["values"].cpu().numpy(), panel["points"][:700].cpu().numpy()
         axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE),
                  title=panel["title"], xlabel=panel["caption"])
-        axes.scatter(*centres.cpu().T, s=45, facecolors="none", edgecolors="gold", linewidths=1)
-        axes.scatter(*panel["points"][:700].cpu().T, s=2, color="black", linewidths=0)
-        shown = axes.imshow(panel["values"].cpu().view(61, 61), vmin=0, vmax=1, origin="lower",
-                            extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest",
-                            cmap=plt.get_cmap("coolwarm", 20))  # few colours: a small file
+        axes.scatter(*centres.cpu().numpy().T, s=45, facecolors="none", edgecolors="gold")
+        axes.scatter(*points.T, s=2, color="black", linewidths=0)
+        shown = axes.imshow(values.reshape(61, 61), vmin=0, vmax=1, cmap=colours, origin="lower",
+                            extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest")
     figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label="$D$: 'real'")
     show()
 
@@ -483,14 +483,6 @@ def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int =
     write_picture(path, file.getvalue())
 
 
-def _random_numbers(device: torch.device) -> tuple:
-    """The functions that get and set the state of torch's random numbers on this device."""
-    module = torch if device.type == "cpu" else torch.get_device_module(device)
-    if device.type in ("cpu", "mps"):  # of which there is one
-        return module.get_rng_state, module.set_rng_state
-    return partial(module.get_rng_state, device), partial(module.set_rng_state, device=device)
-
-
 def _parts(game) -> dict:
     """What a checkpoint keeps of a game: all but functions; `settings` and `data` as one dict."""
     parts = {name: part for name, part in vars(game).items()
@@ -500,23 +492,20 @@ def _parts(game) -> dict:
 
 
 def save_checkpoint(game, path: Path | str) -> None:
-    """Write a game and torch's random states, so that it can go on bit for bit.
+    """Write a game and the state of the CPU's random numbers, so that it can go on bit for bit.
 
     Attributes of the game: a dataclass `settings`, a dict `data` that identifies what it trains on,
     a tensor `fixed_noise` on the training device, things with a `state_dict`, plain values.
     """
     saved = {name: part.state_dict() if hasattr(part, "state_dict") else part
              for name, part in _parts(game).items()}
-    for device in (torch.device("cpu"), game.fixed_noise.device):
-        get_state, _ = _random_numbers(device)
-        saved[f"random numbers on {device.type}"] = get_state()
     file = io.BytesIO()
-    torch.save(saved, file)
+    torch.save(saved | {"random": torch.get_rng_state()}, file)
     write_whole(path, file.getvalue())
 
 
 def load_checkpoint(game, path: Path | str) -> None:
-    """Put a freshly made game, and torch's random states, to where a checkpoint stands.
+    """Put a freshly made game, and the CPU's random numbers, to where a checkpoint stands.
 
     Raises ValueError, with the reason, if the file is damaged or of a game with other settings or
     on other data; load_state_dict's own error if it holds other networks.
@@ -524,27 +513,23 @@ def load_checkpoint(game, path: Path | str) -> None:
     def refuse(reason):
         raise ValueError(f"'{path}' {reason}. Rename it, or set RESUME = False to train afresh")
 
-    device = game.fixed_noise.device
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location=game.fixed_noise.device, weights_only=True)
     except Exception as error:
         refuse(f"is no whole checkpoint ({error})")
     parts = _parts(game)
-    settings, before = parts.pop("settings"), saved.pop("settings", {})
-    if not (parts.keys() <= saved.keys() and settings.keys() == before.keys()):
+    if saved.keys() != parts.keys() | {"random"}:
         refuse("is of another edition of this notebook")
-    for name, now in settings.items():
-        if before[name] != now:
-            refuse(f"was made with {name} = {before[name]!r}, which is now {now!r}")
+    for name, now in parts.pop("settings").items():
+        before = saved["settings"].get(name)
+        if before != now:
+            refuse(f"was made with {name} = {before!r}, which is now {now!r}")
     for name, part in parts.items():
         if hasattr(part, "load_state_dict"):
             part.load_state_dict(saved[name])
         else:
             setattr(game, name, saved[name])
-    for place in (torch.device("cpu"), device):
-        _, set_state = _random_numbers(place)
-        if f"random numbers on {place.type}" in saved:  # not if another kind of device made it
-            set_state(saved[f"random numbers on {place.type}"].cpu())
+    torch.set_rng_state(saved["random"].cpu())
 
 
 def export_generator(generator: nn.Module, path: Path | str, *example: torch.Tensor) -> None:

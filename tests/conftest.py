@@ -1,16 +1,19 @@
 """Set-up for `pytest --nbval HandwrittenNumberGAN.ipynb tests`: quick mode, and no network."""
 
+import gzip
 import os
 import runpy
 import signal
+import struct
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
-from notebook_code import *  # noqa: F403  (the tests import all from here)
 from notebook_code import ROOT, notebook_code
 
 # Every kernel and every other process of the tests starts with this environment, nbval's too.
@@ -29,6 +32,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 def story():
     """The notebook's definitions as attributes."""
     return SimpleNamespace(**notebook_code())
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The figures that were shown, in a list that grows."""
+    figures = []
+    monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
+    return figures
 
 
 def flat(value, name=""):
@@ -67,3 +78,16 @@ def files(folder):
     """Path below the folder -> content, of all files in it."""
     found = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def write_archives(folder, kinds, training, test, size=28):
+    """Four archives in MNIST's format: pictures of so many kinds, of as many images as said."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, count in [("train", training), ("t10k", test)]:
+        labels = np.arange(count) % kinds
+        images = np.random.default_rng(count).integers(0, 100, (count, size, size))
+        images[np.arange(count), labels % size] = 255  # one white row, by its kind
+        for name, array in [("images-idx3", images), ("labels-idx1", labels)]:
+            header = struct.pack(f">{1 + array.ndim}i", 0x800 + array.ndim, *array.shape)
+            content = gzip.compress(header + array.astype(np.uint8).tobytes())
+            (folder / f"{stem}-{name}-ubyte.gz").write_bytes(content)

@@ -1,24 +1,22 @@
 """The notebook's own code, for the tests and for tests/measure: its cells and their definitions."""
 
 import dataclasses
-import itertools
 import os
-import signal
 import sys
-from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from unittest import mock
 
-import matplotlib.pyplot as plt
 import nbformat
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for gan_helpers
 
 NOTEBOOK = nbformat.read(ROOT / "HandwrittenNumberGAN.ipynb", as_version=4)
-DEFINITIONS = [cell.id for cell in NOTEBOOK.cells if "definition" in cell.metadata.get("tags", [])]
+CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+DEFINITIONS = [cell.id for cell in CODE if "definition" in cell.metadata.get("tags", [])]
 
 
 def cell_sources(changes=None):
@@ -46,29 +44,32 @@ def notebook_code(sources=None, device="cpu"):
     with mock.patch.dict(os.environ, GAN_DEVICE=device):
         for name in DEFINITIONS:
             run_cell(name, module.__dict__, sources)
-    module.plt = SimpleNamespace(show=partial(plt.close, "all"))
+    module.KINDS = 10  # the cell that reads the data counts them
     return module.__dict__
-
-
-def tiny(story, **changes):
-    """Settings for a run of a fraction of a second: 2 epochs of 6 steps."""
-    small = {"epochs": 2, "train_images": 200, "batch_size": 32, "latent_dim": 8,
-             "generator_widths": (32, 16), "discriminator_widths": (32, 16)}
-    return dataclasses.replace(story.Settings(), **{**small, **changes})
 
 
 def some_images(n, size=28, seed=1):
     return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def pressing(function, call):
-    """The function, which presses the stop button at the end of its n-th call."""
-    calls = itertools.count(1)
+def tiny_settings(story, **changes):
+    """Settings of a game of a fraction of a second."""
+    small = {"turns_per_epoch": 6, "batch_size": 8, "latent_dim": 8}
+    return dataclasses.replace(story.Settings(), **{**small, **changes})
 
-    def pressed(*arguments):
-        result = function(*arguments)
-        if next(calls) == call:
-            signal.raise_signal(signal.SIGINT)
-        return result
 
-    return pressed
+def tiny_generator(latent_dim):
+    return nn.Sequential(nn.Linear(latent_dim, 16), nn.BatchNorm1d(16), nn.Linear(16, 28 * 28),
+                         nn.Tanh(), nn.Unflatten(1, (1, 28, 28)))
+
+
+def tiny_discriminator():
+    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1),
+                         nn.Flatten(0))
+
+
+def tiny_game(story, images=None, **changes):
+    """A new game of two tiny players on 50 random images."""
+    images = some_images(50) if images is None else images
+    return story.new_game(tiny_settings(story, **changes), images, tiny_generator,
+                          tiny_discriminator)

@@ -140,9 +140,8 @@ def pretended_device():
     stream = SimpleNamespace(is_capturing=lambda: False)  # optimizers ask
     accelerator = {
         "is_available": lambda: True, "current_stream": lambda device=None: stream,
-        "current_accelerator": lambda check_available=False: LABEL}
+        "device_count": lambda: 1, "current_accelerator": lambda check_available=False: LABEL}
     python = PythonMode()
-    with (mock.patch.multiple(torch.accelerator, create=True, **accelerator),
-          mock.patch.object(torch.cuda, "get_rng_state", torch.get_rng_state),
-          python, OperationMode(python)):
+    with (mock.patch.multiple(torch.accelerator, create=True, **accelerator), python,
+          OperationMode(python)):
         yield LABEL

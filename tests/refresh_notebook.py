@@ -4,8 +4,8 @@
 
 Runs in a copy of this folder without what git ignores, keeps the cell ids, strips widget state,
 refuses quick mode and errors. The notebook is replaced only by a run that went through and passed
-the checks. The README's picture in .github/ comes from the same run, and its results go to
-output/, but for the checkpoints.
+the checks. The README's pictures in .github/ come from the same run, and its results go to output/,
+but for the checkpoints.
 """
 
 import base64
@@ -23,7 +23,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "HandwrittenNumberGAN.ipynb"
-PICTURE = "can_you_tell.png"
+PICTURES = ("can_you_tell.png", "training.gif")
 
 
 def copy_project(folder):
@@ -87,7 +87,8 @@ def main():
         sys.path.insert(0, str(ROOT))
         from gan_helpers import write_whole
         write_whole(NOTEBOOK, (clone / NOTEBOOK.name).read_bytes())
-        write_whole(ROOT / ".github" / PICTURE, (clone / "output" / PICTURE).read_bytes())
+        for name in PICTURES:
+            write_whole(ROOT / ".github" / name, (clone / "output" / name).read_bytes())
         theirs = shutil.ignore_patterns("*_checkpoint.pt")  # there may be a run of somebody's own
         shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True, ignore=theirs)
 

@@ -2,31 +2,47 @@
 
 import gzip
 import io
+import os
 import shutil
+import types
 from pathlib import Path
+from unittest import mock
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import differences, files, flat, python, some_images
+from conftest import differences, files, flat, write_archives
+from notebook_code import some_images, tiny_generator
 from PIL import Image
+from pretended_device import pretended_device
 
 import gan_helpers as helpers
 
-LABELS = "t10k-labels-idx1-ubyte.gz"
+IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 SHAPE = (2, 1, 28, 28)
 
 
-@pytest.mark.parametrize("present, wish, chosen", [
-    (True, "", "cuda"), (True, " CPU ", "cpu"), (True, "cuda:1", "cuda:1"), (False, "", "cpu")])
-def test_an_accelerator_is_preferred_and_the_variable_obeyed(monkeypatch, present, wish, chosen):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: present)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setenv("GAN_DEVICE", wish)
-    assert str(helpers.choose_device()) == chosen
-    monkeypatch.setenv("GAN_DEVICE", "mps")
-    with pytest.raises(ValueError, match="GAN_DEVICE = 'mps' .* which has: .*cpu$"):
-        helpers.choose_device()
+# Device and data ----------------------------------------------------------------------------------
+
+def test_a_gpu_is_preferred_the_variable_obeyed_and_what_is_not_there_refused(monkeypatch):
+    with pretended_device():
+        for wish, chosen in [("", "cuda"), (" CPU ", "cpu"), ("cuda:0", "cuda:0")]:
+            monkeypatch.setenv("GAN_DEVICE", wish)
+            assert str(helpers.choose_device()) == chosen
+        for wish in ("cuda:7", "mps"):
+            monkeypatch.setenv("GAN_DEVICE", wish)
+            with pytest.raises(ValueError, match=f"'{wish}' .* which has: cuda, cuda:0, cpu$"):
+                helpers.choose_device()
+
+
+def test_a_gpu_that_fails_at_its_first_operation_leaves_the_work_to_the_cpu(monkeypatch, capsys):
+    monkeypatch.delenv("GAN_DEVICE", raising=False)
+    accelerator = {"is_available": lambda: True, "device_count": lambda: 1,
+                   "current_accelerator": lambda: torch.device("xpu")}
+    with mock.patch.multiple(torch.accelerator, create=True, **accelerator):
+        assert helpers.choose_device() == torch.device("cpu")
+    assert "The device xpu fails (" in capsys.readouterr().out
 
 
 def greys(images):
@@ -44,56 +60,177 @@ def test_load_mnist_against_a_parser_of_the_archives(train, stem):
     assert labels.dtype == torch.int64 and labels.tolist() == list(raw[8:])
 
 
-@pytest.mark.parametrize("count, rows", [(6, 2), (1, 1)])
-def test_save_grid_puts_each_pixel_where_it_belongs(tmp_path, count, rows):
-    helpers.save_grid(some_images(count, size=5), tmp_path / "grid.png", columns=3, scale=2)
+@pytest.mark.parametrize("length", [None, 0, 2000], ids=["missing", "empty", "cut"])
+def test_a_bad_archive_is_named_with_how_to_get_it_back(tmp_path, length):
+    shutil.copy(helpers.ARCHIVES / IMAGES, tmp_path)
+    if length is not None:
+        (tmp_path / LABELS).write_bytes((helpers.ARCHIVES / LABELS).read_bytes()[:length])
+    with pytest.raises(OSError, match="git checkout -- data") as raised:
+        helpers.load_mnist(False, folder=tmp_path)
+    assert str(tmp_path / LABELS) in str(raised.value)
+
+
+def test_swapped_archives_and_pictures_of_another_size_are_refused(tmp_path):
+    write_archives(tmp_path, kinds=3, training=9, test=20, size=32)
+    with pytest.raises(OSError, match=r"20 images of \(32, 32\) pixels, not 20 .* of \(28, 28\)"):
+        helpers.load_mnist(False, folder=tmp_path)
+    (tmp_path / IMAGES).write_bytes((tmp_path / LABELS).read_bytes())
+    with pytest.raises(OSError, match=f"{IMAGES}' is missing or damaged .another kind of file"):
+        helpers.load_mnist(False, folder=tmp_path)
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("count, columns", [(6, 3), (2, 2)])
+def test_save_grid_puts_each_pixel_where_it_belongs(tmp_path, count, columns):
+    helpers.save_grid(some_images(count, size=5), tmp_path / "grid.png", columns, scale=2)
     with Image.open(tmp_path / "grid.png") as picture:
         pixels = np.asarray(picture).astype(float)[::2, ::2]
-    assert pixels.shape == (2 + 7 * rows, 2 + 7 * 3)
+    assert pixels.shape == (2 + 7 * (count // columns), 2 + 7 * columns)
     for index, expected in enumerate(greys(some_images(count, size=5))):
-        down, right = 2 + 7 * (index // 3), 2 + 7 * (index % 3)
+        down, right = 2 + 7 * (index // columns), 2 + 7 * (index % columns)
         assert np.abs(pixels[down:down + 5, right:right + 5] - expected).max() <= 1
 
 
 @pytest.mark.parametrize("count", [6, 1])
-def test_a_label_sits_in_its_own_image_in_a_single_one_too(count):
+def test_a_label_sits_in_its_own_image_in_a_single_one_too(shown, count):
     images = torch.full((count, 1, 28, 28), -1.0)
     images[-1] = 1  # the only white one
-    axes, = helpers.plot_grid(images, columns=3, labels=range(count)).axes
+    helpers.plot_grid(images, columns=3, labels=range(count))
+    axes, = shown[0].axes
     white = axes.images[0].get_array() == 255
     x, y = axes.texts[-1].get_position()
     assert white[int(y), int(x)] and white.sum() == 56 * 56
 
 
-def test_labels_and_title_lie_inside_the_saved_figure():
-    figure = helpers.plot_grid(some_images(6), columns=2, title="Title", column_labels=[-4, 100],
-                               row_labels=["direction 1", "epoch 16", "generated"])
-    figure.savefig(io.BytesIO())
-    for text in [*figure.axes[0].texts, figure.axes[0].title]:
-        left, lower, right, upper = text.get_window_extent().extents
-        assert 0 <= left < right <= figure.bbox.width, text
-        assert 0 <= lower < upper <= figure.bbox.height, text
+def test_labels_and_title_lie_in_the_picture_that_jupyter_cuts_out(shown):
+    labels = {"column_labels": [-4, 100], "row_labels": ["direction 1", "epoch 16", "generated"]}
+    helpers.plot_grid(some_images(6), columns=2, title="Title", **labels)
+    file = io.BytesIO()
+    shown[0].savefig(file, bbox_inches="tight")  # as the inline backend does
+    cut = shown[0].get_tightbbox()
+    axes, = shown[0].axes
+    texts = [axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()]
+    assert [text.get_text() for text in texts[1:]] == [
+        str(label) for row in labels.values() for label in row]
+    for text in texts:
+        box = text.get_window_extent().transformed(shown[0].dpi_scale_trans.inverted())
+        assert cut.x0 <= box.x0 < box.x1 <= cut.x1 and cut.y0 <= box.y0 < box.y1 <= cut.y1
+    assert plt.get_fignums() == []  # shown, and closed
 
 
-def test_plot_curves_draws_all_of_four_levels():
+def test_plot_curves_draws_all_of_four_levels(shown):
     levels = {"one": 1, "two": 2, "three": 3, "four": 4}
-    axes, = helpers.plot_curves([1, 2], {"curve": [0, 0]}, "step", "loss", levels).axes
-    drawn = {line.get_label(): line.get_ydata()[0] for line in axes.lines}
+    helpers.plot_curves([1, 2], {"curve": [0, 0]}, "step", "loss", levels)
+    drawn = {line.get_label(): line.get_ydata()[0] for line in shown[0].axes[0].lines}
     assert drawn == {"curve": 0, **levels}
 
 
-def test_train_judge_takes_a_last_batch_of_one_and_leaves_random_numbers_alone():
+def test_plot_plane_draws_values_points_and_rings_where_they_are(shown):
+    places = helpers.plane_grid()
+    panel = {"title": "turn 1", "caption": "here", "values": (places[:, 0] > 1).float(),
+             "points": torch.tensor([[0.5, -2.0]]).expand(900, 2)}
+    centres = torch.tensor([[1.0, 2.0], [-1.0, 0.0]])
+    helpers.plot_plane([panel, {**panel, "values": (places[:, 1] > 1).float()}], centres)
+    left, right, _ = shown[0].axes
+    for axes, expected in [(left, 0.0), (right, 1.0)]:  # above 1 at the place (0, 2) of the plane
+        image = axes.images[0]
+        assert image.origin == "lower" and image.get_extent() == [-3, 3, -3, 3]
+        assert image.get_array()[50, 30] == expected
+    rings, points = left.collections
+    assert np.array_equal(rings.get_offsets(), centres) and len(points.get_offsets()) == 700
+    assert np.allclose(points.get_offsets(), [0.5, -2.0]) and left.get_title() == "turn 1"
+
+
+@pytest.mark.parametrize("backend", ["agg", "svg"])
+def test_a_film_has_a_frame_for_each_epoch_whatever_matplotlib_draws_on(tmp_path, backend):
+    paths = tmp_path / "film.gif", tmp_path / "film.png"
+    before = plt.get_backend()
+    plt.switch_backend(backend)
+    try:
+        helpers.film([torch.full(SHAPE, value) for value in (-1.0, 0.0, 1.0)], 2, *paths)
+    finally:
+        plt.switch_backend(before)
+    for path in paths:
+        with Image.open(path) as film:
+            assert film.n_frames == 3 and film.info["loop"] == 0
+            seen = []
+            for frame in range(3):
+                film.seek(frame)
+                seen.append((film.convert("L").getpixel((40, 60)), film.info["duration"]))
+        assert [duration for _, duration in seen] == [400, 400, 2000]
+        assert [grey for grey, _ in seen] == pytest.approx([0, 128, 255], abs=12)
+
+
+def test_a_missing_picture_is_a_sentence(monkeypatch, tmp_path):
+    assert helpers.picture("can_you_tell.png", width=500).width == 500
+    monkeypatch.setattr(helpers, "FOLDER", tmp_path)
+    assert helpers.picture("can_you_tell.png", width=500).startswith("can_you_tell.png is missing")
+
+
+@pytest.mark.parametrize("images, part", [
+    (torch.full(SHAPE, torch.nan), "nan"), (torch.full(SHAPE, 1.01), "1.01"),
+    (torch.zeros(28, 28), r"\(28, 28\)"), (torch.zeros(0, 1, 28, 28), "at least 1")])
+def test_nan_too_bright_another_shape_or_no_images_are_refused_and_not_written(
+        tmp_path, images, part):
+    with pytest.raises(ValueError, match=part):
+        helpers.save_grid(images, tmp_path / "grid.png", columns=2)
+    assert files(tmp_path) == {}
+
+
+# The judge ----------------------------------------------------------------------------------------
+
+def test_train_judge_learns_and_leaves_random_numbers_alone():
+    kinds = torch.arange(257) % 3  # the last batch of each epoch has a single image
+    images = some_images(257) / 4 - 0.5 + kinds[:, None, None, None] / 2
     before = torch.get_rng_state()
-    judge = helpers.train_judge(some_images(129), torch.arange(129) % 10, epochs=1)
+    judge = helpers.train_judge(images, kinds, epochs=20)
     assert torch.equal(torch.get_rng_state(), before) and not judge.training
+    unseen = some_images(257, seed=2) / 4 - 0.5 + kinds[:, None, None, None] / 2
+    read = helpers.judge_images(judge, unseen)[1]
+    assert read.shape == (257, 3) and (read.argmax(dim=1) == kinds).float().mean() > 0.9
 
 
-def test_generate_is_in_eval_mode_and_leaves_no_trace(story):
-    generator, latent = story.Generator(3, (16,)), torch.randn(2100, 3)
+def test_a_damaged_judge_is_named_with_how_to_get_it_back(tmp_path):
+    (tmp_path / "judge.pt").write_bytes(helpers.JUDGE_FILE.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="judge.pt' is missing or damaged .*git checkout -- data"):
+        helpers.load_judge(tmp_path / "judge.pt")
+
+
+def test_generate_is_in_eval_mode_and_leaves_no_trace():
+    generator, latent = tiny_generator(3), torch.randn(2100, 3)
     before = flat(generator)
     images = helpers.generate(generator, latent)
     assert generator.training and differences(before, flat(generator)) == []
     torch.testing.assert_close(images, generator.eval()(latent).detach())
+
+
+def test_exact_products_are_exact_inside_and_leave_the_precision_as_it_was():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        product = helpers.exact_products()(torch.get_float32_matmul_precision)
+        assert product() == "highest" and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# Settings, files ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("value", ["2e-4", None, float("nan"), -0.1, 1.5, torch.tensor(0.5)])
+def test_a_number_out_of_its_range_is_refused_by_name_and_value(value):
+    with pytest.raises(ValueError) as error:
+        helpers.check_ranges(types.SimpleNamespace(rate=value), rate=(0.0, 1.0))
+    assert str(error.value) == f"rate = {value!r} must be from 0.0 to 1.0"
+
+
+def test_whole_numbers_are_whole_and_become_python_s_own():
+    settings = types.SimpleNamespace(turns=np.int64(3), rate=np.float32(0.5))
+    helpers.check_ranges(settings, turns=(1, 60_000), rate=(0.0, 1.0))
+    assert (type(settings.turns), type(settings.rate)) == (int, float)
+    for value in (0, 32.0):
+        with pytest.raises(ValueError, match=f"^turns = {value} must be from 1 to 60,000"):
+            helpers.check_ranges(types.SimpleNamespace(turns=value), turns=(1, 60_000))
 
 
 def test_output_folder_is_made_where_the_variable_says_or_the_variable_is_named(
@@ -107,56 +244,38 @@ def test_output_folder_is_made_where_the_variable_says_or_the_variable_is_named(
         helpers.output_folder(quick=False)
 
 
-def test_a_first_ctrl_c_ends_a_script_after_its_step_and_a_second_at_once():
-    run = python("-c", """if True:
-        import signal, gan_helpers
-        for presses in (1, 2):
-            try:
-                with gan_helpers.stop_button() as stop:
-                    while not stop():
-                        for _ in range(presses):
-                            signal.raise_signal(signal.SIGINT)
-                        print("the end of the step")
-                print("the next section")
-            except KeyboardInterrupt:
-                print("interrupted")""")
-    assert run.stdout == "the end of the step\ninterrupted\ninterrupted\n", run.stderr
-
-
-@pytest.mark.parametrize("length", [None, 0, 2000], ids=["missing", "empty", "cut"])
-def test_a_bad_archive_is_named_with_how_to_get_it_back(tmp_path, length):
-    shutil.copy(helpers.ARCHIVES / "t10k-images-idx3-ubyte.gz", tmp_path)
-    if length is not None:
-        (tmp_path / LABELS).write_bytes((helpers.ARCHIVES / LABELS).read_bytes()[:length])
-    with pytest.raises(OSError, match="git checkout -- data") as raised:
-        helpers.load_mnist(False, folder=tmp_path)
-    assert str(tmp_path / LABELS) in str(raised.value)
-
-
-def test_a_damaged_judge_is_named_with_how_to_get_it_back(tmp_path):
-    (tmp_path / "judge.pt").write_bytes(helpers.JUDGE_FILE.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="judge.pt' is missing or damaged .*git checkout -- data"):
-        helpers.load_judge(tmp_path / "judge.pt")
-
-
-@pytest.mark.parametrize("images, part", [
-    (torch.full(SHAPE, torch.nan), "nan"), (torch.full(SHAPE, 1.01), "1.01"),
-    (torch.zeros(28, 28), r"\(28, 28\)"), (torch.zeros(0, 1, 28, 28), "at least 1")])
-def test_nan_too_bright_another_shape_or_no_images_are_refused_and_not_written(
-        tmp_path, images, part):
-    with pytest.raises(ValueError, match=part):
-        helpers.save_grid(images, tmp_path / "grid.png", columns=2)
-    assert files(tmp_path) == {}
-
-
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     resource = pytest.importorskip("resource", reason="Windows sets no limit to a file's size")
-    (tmp_path / "grid").write_text("old")
+    (tmp_path / "checkpoint").write_text("old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # bytes that a file can have
     try:
-        with pytest.raises(OSError, match="grid' cannot be written, and is as it was"):
-            helpers.save_grid(some_images(9), tmp_path / "grid", columns=3)
+        with pytest.raises(OSError, match="checkpoint' cannot be written, and is as it was"):
+            helpers.write_whole(tmp_path / "checkpoint", bytes(5001))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert files(tmp_path) == {"grid": b"old"}
+    assert files(tmp_path) == {"checkpoint": b"old"}
+
+
+def test_a_picture_that_cannot_be_replaced_is_told_and_ends_nothing(tmp_path, monkeypatch, capsys):
+    def refuse(source, target):
+        raise PermissionError(f"{target} is open in another program")  # as Windows does
+
+    (tmp_path / "grid.png").write_text("old")
+    monkeypatch.setattr(os, "replace", refuse)
+    helpers.save_grid(some_images(4), tmp_path / "grid.png", columns=2)
+    assert "grid.png' cannot be written, and is as it was" in capsys.readouterr().out
+    assert files(tmp_path) == {"grid.png": b"old"}
+
+
+def test_an_exported_generator_draws_without_gradients_and_stays_as_it_is(tmp_path):
+    generator = tiny_generator(3)
+    before, file = flat(generator), tmp_path / "tiny.pt2"
+    helpers.export_generator(generator, file, torch.randn(10, 3))
+    assert generator.training and differences(before, flat(generator)) == []
+    program = torch.export.load(file).module()
+    for latent in (torch.randn(1, 3), torch.randn(1000, 3)):
+        drawn = program(latent)
+        np.testing.assert_allclose(drawn.numpy(), generator.eval()(latent).detach(), atol=1e-5)
+    with pytest.raises(ValueError, match="pixels in"):
+        helpers.export_generator(torch.nn.Unflatten(1, (1, 1, 3)), file, torch.full((2, 3), 5.0))

@@ -3,64 +3,120 @@
 `python tests/test_keep.py FOLDER` is a run that is killed while it writes.
 """
 
+import contextlib
+import itertools
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import differences, files, python
-from notebook_code import notebook_code, pressing, run_cell, some_images, tiny
+from conftest import differences, python
+from notebook_code import notebook_code, run_cell, some_images, tiny_game
 
 import gan_helpers as helpers
 
 FILE = "mlp_checkpoint.pt"
 
 
-def tiny_run(**changes):
-    """The notebook's names, ready for its training cell: 3 epochs of 6 steps, made-up images."""
+def play(folder, epochs=3, resume=False, change=None, **settings):
+    """Play the notebook's way, two tiny players; `change` may change its names. Returns the game.
+    """
     names = notebook_code()
-    settings = tiny(SimpleNamespace(**names), **{"epochs": 3, **changes})
-    names.update(settings=settings, images=some_images(200))
-    return names
-
-
-def play(names, folder, resume=False):
-    """Run the cell that trains; returns the state in the end."""
     names.update(output=folder, RESUME=resume)
-    return run_cell("train-run", names)["mlp"]
+    if change is not None:
+        change(names)
+    story = SimpleNamespace(**names)
+    game = story.begin(tiny_game(story, **settings))
+    story.train(game, epochs, story.after_epoch)
+    return game
 
 
-def saved_in(folder):
-    return torch.load(folder / FILE, weights_only=True)
-
-
-@pytest.fixture(autouse=True)
-def in_a_kernel(monkeypatch):
-    monkeypatch.setattr(helpers, "_in_kernel", lambda: True)  # a stop does not end the program
+def saved_in(folder, name=FILE):
+    return torch.load(folder / name, weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The folder of a run that nobody disturbs."""
+    """The folder of a game that nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    play(tiny_run(), folder)
+    play(folder)
     return folder
 
 
-@pytest.mark.parametrize("function, call, steps, epochs", [
-    ("penalized_step", 1, 1, 0), ("generator_step", 8, 8, 1), ("after_epoch", 1, 6, 1),
-    ("train_step", 12, 12, 2), ("update_average", 18, 18, 3)])  # the last two end an epoch
-def test_a_stop_waits_for_the_end_of_its_step_and_resume_goes_on_bit_for_bit(
-        undisturbed, tmp_path, function, call, steps, epochs):
-    names = tiny_run()
-    names[function] = pressing(names[function], call)
-    stopped = play(names, tmp_path)
-    assert (stopped.step, stopped.epoch) == (steps, epochs)
-    torch.randn(17)  # whatever happens in between
-    resumed = play(names, tmp_path, resume=True)
-    assert resumed.history[:epochs] == stopped.history  # with their seconds: not trained again
+class Interrupter:
+    """Counts the lines that run in the notebook's cells and in the helper, and at one of them
+    raises what the stop button raises."""
+
+    def __init__(self, at=None):
+        self.at, self.lines, self.place = at, 0, None
+
+    def __call__(self, frame, event, argument):
+        file = frame.f_code.co_filename
+        if not (file.startswith("notebook cell") or file == helpers.__file__):
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                self.place = frame.f_code.co_name
+                raise KeyboardInterrupt
+        return self
+
+    @contextlib.contextmanager
+    def watching(self):
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            yield self
+        finally:
+            sys.settrace(before)
+
+
+def test_wherever_a_stop_falls_files_are_whole_and_resume_ends_bit_for_bit(undisturbed, tmp_path):
+    (tmp_path / "counted").mkdir()
+    with Interrupter().watching() as counter:
+        play(tmp_path / "counted")
+    places = set()
+    for number, at in enumerate(range(counter.lines // 20, counter.lines, counter.lines // 11)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with Interrupter(at).watching() as interrupter, contextlib.suppress(KeyboardInterrupt):
+            play(folder)
+        places.add(interrupter.place)
+        for path in folder.glob("*.pt"):
+            torch.load(path, weights_only=True)  # or it raises
+        torch.randn(17)  # whatever happens in between
+        play(folder, resume=True)
+        assert differences(saved_in(folder), saved_in(undisturbed)) == [], interrupter.place
+    assert len(places) > 3 and None not in places
+
+
+@pytest.mark.parametrize("function", ["take_turn", "update_average", "after_epoch"])
+def test_a_stop_ends_train_quietly_and_what_was_trained_is_there(tmp_path, capsys, function):
+    calls = itertools.count(1)
+
+    def press_stop_later(names):
+        original = names[function]
+
+        def pressed(*arguments):
+            result = original(*arguments)
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return result
+
+        names[function] = pressed
+
+    game = play(tmp_path, change=press_stop_later)
+    assert 2 <= game.turn < 18
+    assert f"Stopped after {game.turn} of 18 turns" in capsys.readouterr().out
+
+
+def test_in_a_thread_of_its_own_nothing_is_missing(undisturbed, tmp_path):
+    thread = threading.Thread(target=play, args=[tmp_path])
+    thread.start()
+    thread.join()
     assert differences(saved_in(tmp_path), saved_in(undisturbed)) == []
 
 
@@ -68,50 +124,83 @@ def test_a_stop_waits_for_the_end_of_its_step_and_resume_goes_on_bit_for_bit(
 def test_a_run_killed_while_it_writes_and_resumed_ends_the_same(undisturbed, tmp_path):
     killed = python(__file__, tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [name for name in files(tmp_path) if not name.startswith(".")] == [FILE]
-    assert saved_in(tmp_path)["epoch"] == 1  # and not half of what epoch 2 wrote
-    play(tiny_run(), tmp_path, resume=True)
+    assert saved_in(tmp_path)["turn"] == 6  # and not half of what the second epoch wrote
+    play(tmp_path, resume=True)
     assert differences(saved_in(tmp_path), saved_in(undisturbed)) == []
 
 
-def test_a_fresh_run_names_what_it_will_replace_and_replaces_it_after_an_epoch(tmp_path, capsys):
-    play(tiny_run(), tmp_path)
-    finished = files(tmp_path)
-    names = tiny_run(seed=1)
-    names["train_step"] = pressing(names["train_step"], 5)
-    capsys.readouterr()
-    play(names, tmp_path)
-    assert FILE in capsys.readouterr().out and files(tmp_path) == finished
-    names["train_step"] = pressing(names["train_step"], 6)
-    play(names, tmp_path)
-    assert saved_in(tmp_path)["epoch"] == 1 and files(tmp_path).keys() == finished.keys()
+@pytest.mark.parametrize("cell, name", [
+    ("train-run", "mlp"), ("conv-train", "dcgan"), ("conditional-train", "conditional")])
+def test_each_of_the_three_runs_resumes_bit_for_bit(tmp_path, cell, name):
+    def run(folder, stop=None, resume=False):
+        folder.mkdir(exist_ok=True)
+        names = notebook_code()
+        small = {"batch_size": 4, "turns_per_epoch": 3, "decay_from": 0.5}
+        names.update(output=folder, RESUME=resume, QUICK=True, EPOCHS=2, scores={
+            "training_seconds": {}}, images=some_images(50), labels=torch.arange(50) % 10)
+        names["padded"] = names["pad"](names["images"], (2, 2, 2, 2), value=-1)
+        names["settings"] = names["replace"](names["Settings"](), **small)
+        for before in ("conv-init", "conditional-settings"):
+            run_cell(before, names)
+        take_turn, turns = names["take_turn"], itertools.count(1)
+
+        def stopped_turn(*arguments):
+            if next(turns) == stop:
+                raise KeyboardInterrupt
+            return take_turn(*arguments)
+
+        names["take_turn"] = stopped_turn
+        run_cell(cell, names)
+        return saved_in(folder, f"{name}_checkpoint.pt")
+
+    whole = run(tmp_path / "whole")
+    assert run(tmp_path / "stopped", stop=whole["turn"] - 1)["turn"] == whole["turn"] // 2
+    assert differences(run(tmp_path / "stopped", resume=True), whole) == []
 
 
-def test_a_run_can_be_lengthened_and_scored_with_another_number_of_samples(tmp_path):
-    play(tiny_run(epochs=4, decay_from=1.0), tmp_path)  # the rate never falls
+def test_a_new_game_names_what_it_will_replace_and_replaces_it_after_an_epoch(tmp_path, capsys):
+    play(tmp_path)
+    finished = (tmp_path / FILE).read_bytes()
+
+    def stop_at_once(names):
+        names["r1_weight_at"] = lambda turn, settings: 1 / 0 if turn == 5 else 0
+
+    with pytest.raises(ZeroDivisionError):
+        play(tmp_path, seed=1, change=stop_at_once)
+    assert FILE in capsys.readouterr().out and (tmp_path / FILE).read_bytes() == finished
+    play(tmp_path, seed=1, epochs=1)
+    assert saved_in(tmp_path)["turn"] == 6
+
+
+def test_a_game_can_be_lengthened(tmp_path):
+    play(tmp_path, epochs=4, decay_from=1.0)  # the rate never falls
     whole = saved_in(tmp_path)
-    play(tiny_run(epochs=2, decay_from=1.0), tmp_path)
-    play(tiny_run(epochs=4, decay_from=1.0, score_samples=500), tmp_path, resume=True)
-    assert differences(saved_in(tmp_path), whole) == [".settings.score_samples"]
+    play(tmp_path, epochs=2, decay_from=1.0)
+    play(tmp_path, epochs=4, decay_from=1.0, resume=True)
+    assert differences(saved_in(tmp_path), whole) == []
 
 
-@pytest.mark.parametrize("setting, before, now", [
-    ("r1_gamma", 1.0, 2.0), ("generator_widths", (32, 16), (16, 16)), ("epochs", 3, 2)])
-def test_what_trains_differently_is_refused_by_its_name_and_both_values(
-        undisturbed, setting, before, now):
-    with pytest.raises(ValueError, match="RESUME = False") as error:
-        play(tiny_run(**{setting: now}), undisturbed, resume=True)
-    assert all(part in str(error.value) for part in (FILE, setting, repr(before), repr(now)))
+@pytest.mark.parametrize("now, parts", [
+    ({"r1_weight": 2.0}, ["r1_weight = 1.0", "2.0"]),
+    ({"images": some_images(49)}, ["images = 50", "49"]),
+    ({"images": some_images(50, seed=2)}, ["light pixels = "])])
+def test_another_setting_and_other_data_are_refused_by_name_and_both_values(
+        undisturbed, now, parts):
+    with pytest.raises(ValueError, match=f"{FILE}' was made with .*RESUME = False") as error:
+        play(undisturbed, resume=True, **now)
+    assert all(part in str(error.value) for part in parts)
 
 
 def test_half_a_checkpoint_and_one_of_another_edition_are_refused(undisturbed, tmp_path):
     whole = (undisturbed / FILE).read_bytes()
     (tmp_path / FILE).write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match=f"{FILE}' is no whole checkpoint .*RESUME = False"):
-        play(tiny_run(), tmp_path, resume=True)
-    torch.save({**saved_in(undisturbed), "players": 2}, tmp_path / FILE)
+        play(tmp_path, resume=True)
+    of_another = saved_in(undisturbed)
+    del of_another["average"]
+    torch.save(of_another, tmp_path / FILE)
     with pytest.raises(ValueError, match=f"{FILE}' is of another edition .*RESUME = False"):
-        play(tiny_run(), tmp_path, resume=True)
+        play(tmp_path, resume=True)
 
 
 def test_a_checkpoint_keeps_no_larger_tensor_alive_for_a_part_of_it(undisturbed):
@@ -120,14 +209,39 @@ def test_a_checkpoint_keeps_no_larger_tensor_alive_for_a_part_of_it(undisturbed)
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
+def test_numbers_of_numpy_are_saved_and_resumed_as_python_s(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    settings = {"learning_rate": numpy.linspace(1e-4, 1e-3, 3)[1], "seed": numpy.int64(3),
+                "beta2": numpy.float32(0.5)}
+    play(tmp_path, epochs=1, **settings)
+    assert play(tmp_path, epochs=2, resume=True, **settings).turn == 12
+
+
+def test_a_loss_that_is_no_number_ends_the_game_and_the_advice_works(tmp_path):
+    def poison(names):
+        def poisoned(game):
+            names["helpers"].save_checkpoint(game, tmp_path / FILE)
+            game.discriminator[1].bias.data[0] = torch.nan
+        names["after_epoch"] = poisoned
+
+    message = "between turns 66 and 100: D's loss is nan"
+    with pytest.raises(FloatingPointError, match=message) as error:
+        play(tmp_path, turns_per_epoch=66, change=poison)
+    assert saved_in(tmp_path)["turn"] == 66
+    for advice in ("RESUME = False", "a lower learning_rate", "a higher r1_weight"):
+        assert advice in str(error.value)
+    assert play(tmp_path, resume=False, learning_rate=1e-4, r1_weight=2.0).turn == 18
+
+
 def write_half(path, content):
-    """In place of Path.write_bytes: half of it, and the end of this process."""
+    """In place of Path.write_bytes: half of a checkpoint, and the end of this process."""
     with open(path, "wb") as file:
         file.write(content[:len(content) // 2])
-    signal.raise_signal(signal.SIGKILL)
+    if FILE in str(path):
+        signal.raise_signal(signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    play(tiny_run(epochs=1), Path(sys.argv[1]))
+    play(Path(sys.argv[1]), epochs=1)
     Path.write_bytes = write_half
-    play(tiny_run(), Path(sys.argv[1]), resume=True)  # until it saves the second epoch
+    play(Path(sys.argv[1]), resume=True)  # until it saves the second epoch

@@ -1,8 +1,12 @@
-"""The whole notebook on a pretended GPU: whether it keeps every tensor on the right device."""
+"""The whole notebook on a pretended GPU: whether it keeps every tensor on the right device.
+
+Its data are of five kinds, in MNIST's format, and each cell has to close the figures that it shows.
+"""
 
 import contextlib
 import os
 import sys
+from functools import partial
 from types import ModuleType
 from unittest import mock
 
@@ -10,10 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import NOTEBOOK, cell_sources, run_cell
+from conftest import write_archives
+from notebook_code import CODE, cell_sources, run_cell
 from pretended_device import PLACE, pretended_device
 
-CELLS = [cell.id for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+import gan_helpers as helpers
+
+CELLS = [cell.id for cell in CODE]
 TWO_DEVICES = "Expected all tensors to be on the same device"
 CPU_INDEXED = r"indices should be either on cpu or on the same device as the indexed tensor \(cpu\)"
 NO_NUMPY = r"can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu\(\)"
@@ -24,7 +31,7 @@ def run_from(first, names, sources):
     with torch.random.fork_rng(devices=[]), pretended_device():
         for name in CELLS[CELLS.index(first):]:
             run_cell(name, names, sources)
-            plt.close("all")
+            assert plt.get_fignums() == [], f"cell {name} leaves figures open"
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +39,11 @@ def after_run(tmp_path_factory):
     """The names of the quick notebook, once all of it has run there."""
     module = ModuleType("notebook_on_the_pretended_device")
     sys.modules[module.__name__] = module  # dataclasses looks a class's module up there
-    output = str(tmp_path_factory.mktemp("output"))
-    with mock.patch.dict(os.environ, GAN_OUTPUT=output, GAN_DEVICE=""):
+    output, data = (tmp_path_factory.mktemp(name) for name in ("output", "data"))
+    write_archives(data, kinds=5, training=600, test=300)
+    load = partial(helpers.load_mnist, folder=data)
+    with (mock.patch.dict(os.environ, GAN_OUTPUT=str(output), GAN_DEVICE=""),
+          mock.patch.object(helpers, "load_mnist", load)):
         run_from(CELLS[0], module.__dict__, cell_sources())
     return module.__dict__
 
@@ -44,8 +54,8 @@ def test_the_whole_notebook_keeps_to_its_devices(after_run):
 
 
 @pytest.mark.parametrize("cell, right, wrong, message", [
-    ("data", "plt.show()", "plt.imshow(images[0, 0])", NO_NUMPY),
-    ("train", "torch.zeros(2, device=device)", "torch.zeros(2)", TWO_DEVICES),
+    ("blur", "helpers.plot_grid(", "plt.imshow(images[0, 0])\nhelpers.plot_grid(", NO_NUMPY),
+    ("first-try", "draw_latent(128)", "draw_latent(128) + torch.zeros(100)", TWO_DEVICES),
     ("neighbours", "helpers.plot_grid(", "drawn = drawn.cpu()\nhelpers.plot_grid(", CPU_INDEXED)])
 def test_a_wrong_line_is_found_in_its_cell(after_run, cell, right, wrong, message):
     with pytest.raises((RuntimeError, TypeError), match=message) as error:

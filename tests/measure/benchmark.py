@@ -14,7 +14,6 @@ a plain DataLoader loop and through the notebook's loop, and prints the scores.
 """
 
 import argparse
-import copy
 import dataclasses
 import json
 import os
@@ -24,81 +23,85 @@ import sys
 import time
 
 import torch
-from exercises import (
-    BLACK_AT_MINUS_1,
-    cells_of,
-    do_nothing,
-    machine,
-    score_against,
-    silent_train,
-    story_with,
-)
+from exercises import Scorer, cells_of, machine, silent_train, story_with
 from notebook_code import ROOT
-from torch.nn.functional import softplus
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision import datasets, transforms
 
-WARM_UP_BATCHES = 30
+WARM_UP_TURNS = 30
 VARIANTS = {"plain": "plain DataLoader loop",
             "highest": "this notebook's loop, products as they are", "ours": "this notebook's loop"}
-TEXTBOOK = {"generator_widths": (128, 256, 512, 1024), "discriminator_widths": (512, 256),
-            "batch_size": 64, "learning_rate": 2e-4, "betas": (0.5, 0.999), "decay_from": 1.0,
-            "r1_gamma": 0.0, "ema_decay": 0.0}
+TEXTBOOK = {"batch_size": 64, "turns_per_epoch": 937, "learning_rate": 2e-4, "beta1": 0.5,
+            "beta2": 0.999, "decay_from": 1.0, "r1_weight": 0.0}
 
 
-def plain_loop(story, settings):
-    """What a reader would otherwise run; yields the generator after every batch."""
+def textbook_generator(latent_dim):
+    layers, widths = [], (latent_dim, 128, 256, 512, 1024)
+    for fan_in, fan_out in zip(widths, widths[1:]):
+        layers += [nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(1024, 784), nn.Tanh(), nn.Unflatten(1, (1, 28, 28)))
+
+
+def textbook_discriminator():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 512), nn.LeakyReLU(0.2), nn.Linear(512, 256),
+                         nn.LeakyReLU(0.2), nn.Linear(256, 1), nn.Flatten(0))
+
+
+def cross_entropy(logits, label):
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+def plain_loop(story, game):
+    """What a reader would otherwise run with these players; yields after every batch."""
+    settings, generator, discriminator = game.settings, game.generator, game.discriminator
     look = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     digits = datasets.MNIST(str(ROOT / "data"), train=True, download=True, transform=look)
     loader = torch.utils.data.DataLoader(digits, batch_size=settings.batch_size, shuffle=True,
                                          drop_last=True)
-    state = story.fresh_state(settings)
-    generator, discriminator = state.generator, state.discriminator
-    average, step = copy.deepcopy(generator), 0
+    betas = settings.beta1, settings.beta2
     g_optimizer, d_optimizer = (
-        torch.optim.Adam(player.parameters(), lr=settings.learning_rate, betas=settings.betas)
+        torch.optim.Adam(player.parameters(), lr=settings.learning_rate, betas=betas)
         for player in (generator, discriminator))
     while True:
         for real, _ in loader:
             d_optimizer.zero_grad()
             fake = generator(torch.randn(len(real), settings.latent_dim))
-            d_loss = softplus(-discriminator(real)).mean()
-            d_loss = d_loss + softplus(discriminator(fake.detach())).mean()
-            if settings.r1_gamma > 0 and step % settings.r1_interval == 0:
-                weight = settings.r1_gamma * settings.r1_interval
-                d_loss = d_loss + weight / 2 * story.r1_penalty(discriminator, real)
+            d_loss = cross_entropy(discriminator(real), 1.0)
+            d_loss = d_loss + cross_entropy(discriminator(fake.detach()), 0.0)
+            r1_weight = story.r1_weight_at(game.turn, settings)
+            if r1_weight > 0:
+                d_loss = d_loss + r1_weight / 2 * story.r1_penalty(discriminator, real)
             d_loss.backward()
             d_optimizer.step()
             g_optimizer.zero_grad()
             fake = generator(torch.randn(len(real), settings.latent_dim))
-            g_loss = softplus(-discriminator(fake)).mean()
+            g_loss = cross_entropy(discriminator(fake), 1.0)
             g_loss.backward()
             g_optimizer.step()
-            if settings.ema_decay > 0:
-                decay = min(settings.ema_decay, (1 + step) / (10 + step))
-                story.update_average(average, generator, decay)
+            game.turn += 1
+            story.update_average(game.average, generator, game.turn)
             d_loss.item()  # as most loops print both
             g_loss.item()
-            step += 1
-            yield generator
+            yield
 
 
-def time_plain_loop(story, settings, batches):
-    loop = plain_loop(story, settings)
-    for _ in range(WARM_UP_BATCHES):
+def time_plain_loop(story, images, turns):
+    loop = plain_loop(story, story.new_game(story.settings, images))
+    for _ in range(WARM_UP_TURNS):
         next(loop)
     start = time.perf_counter()
-    for _ in range(batches):
+    for _ in range(turns):
         next(loop)
     return time.perf_counter() - start
 
 
-def time_our_loop(story, settings, batches):
-    images, _ = story.helpers.load_mnist(train=True)
-    for count in (WARM_UP_BATCHES, batches):
-        amount = count * settings.batch_size
-        one = dataclasses.replace(settings, epochs=1, train_images=amount)
-        state = silent_train(story, story.fresh_state(one), images[:amount], do_nothing)
-    return state.history[-1]["seconds"]
+def time_our_loop(story, images, turns):
+    for count in (WARM_UP_TURNS, turns):
+        settings = dataclasses.replace(story.settings, turns_per_epoch=count)
+        game = story.new_game(settings, images)
+        silent_train(story, game, 1)
+    return game.history[-1]["seconds"]
 
 
 def peak_memory():
@@ -114,16 +117,16 @@ def peak_memory():
 def measure(variant, image_count):
     """One run in this process: a warm-up, then about `image_count` images."""
     story = story_with({})
-    settings = story.Settings()
-    batches = image_count // settings.batch_size
+    images, _ = story.helpers.load_mnist(train=True)
+    turns = image_count // story.settings.batch_size
     if variant != "ours":
         torch.set_float32_matmul_precision("highest")
     if variant == "plain":
         torch.set_flush_denormal(False)
-        seconds = time_plain_loop(story, settings, batches)
+        seconds = time_plain_loop(story, images, turns)
     else:
-        seconds = time_our_loop(story, settings, batches)
-    speed = batches * settings.batch_size / seconds
+        seconds = time_our_loop(story, images, turns)
+    speed = turns * story.settings.batch_size / seconds
     print("RESULT" + json.dumps({"speed": speed, "memory": peak_memory()}))
 
 
@@ -148,46 +151,34 @@ def speed(rounds, image_count):
               f"{median(variant, 'memory') / 1e6:,.0f} MB |")
     story = story_with({})
     images, test_images = (story.helpers.load_mnist(train)[0] for train in (True, False))
+    scorer = Scorer(story, test_images)
     start = time.perf_counter()
-    score_against(story, test_images, images[:10_000])
+    scorer.score(images[:10_000])
     print(f"\nA row of scores of 10,000 images takes {time.perf_counter() - start:.1f} s")
 
 
-class TimeIsUp(Exception):
-    """Ends the notebook's loop after so many seconds."""
-
-
-def train_for(story, settings, images, seconds):
-    """The notebook's loop on its own until whole epochs have taken so long; returns the state."""
-    state = story.fresh_state(settings)
-
-    def until(state):
-        if sum(record["seconds"] for record in state.history) >= seconds:
-            raise TimeIsUp
-
-    try:
-        silent_train(story, state, images, until)
-    except TimeIsUp:
-        return state
-    raise RuntimeError(f"{settings.epochs} epochs took less than {seconds} s")
-
-
 def textbook(seconds):
-    story = story_with(BLACK_AT_MINUS_1)
+    story = story_with({})
     images, test_images = (story.helpers.load_mnist(train)[0] for train in (True, False))
-    settings = dataclasses.replace(story.Settings(), **TEXTBOOK, epochs=10_000)
-    loop, start, steps = plain_loop(story, settings), time.perf_counter(), 0
+    settings = dataclasses.replace(story.settings, **TEXTBOOK)
+    networks = textbook_generator, textbook_discriminator
+    plain, ours = (story.new_game(settings, images, *networks) for _ in range(2))
+    loop, start = plain_loop(story, plain), time.perf_counter()
     while time.perf_counter() - start < seconds:
-        generator, steps = next(loop), steps + 1
-    state = train_for(story, settings, images, seconds)
-    ends = {"plain DataLoader loop": (generator, steps * settings.batch_size // len(images)),
-            "this notebook's loop": (state.generator, state.epoch)}
+        next(loop)
+
+    def stop_in_time(game):
+        if sum(means["seconds"] for means in game.history) >= seconds:
+            raise KeyboardInterrupt  # as the stop button does
+
+    silent_train(story, ours, 10_000, stop_in_time)
+    scorer = Scorer(story, test_images)
     print(f"{machine()}\n\n| loop | epochs | training | Fréchet | precision | recall | coverage | "
           "confident | KL |\n|---|---|---|---|---|---|---|---|---|")
-    for name, (generator, epochs) in ends.items():
+    for name, game in {"plain DataLoader loop": plain, "this notebook's loop": ours}.items():
         torch.manual_seed(1)
-        pictures = story.helpers.generate(generator, story.draw_latent(10_000, settings.latent_dim))
-        row = score_against(story, test_images, pictures)
+        row = scorer.score(story.helpers.generate(game.generator, game.draw_latent(10_000)))
+        epochs = game.turn // settings.turns_per_epoch
         print(f"| {name} | {epochs} | {seconds:.0f} s | {cells_of(row)} |", flush=True)
 
 

@@ -1,70 +1,56 @@
 """Sections 5 and 7 of the notebook with three seeds: the naive game, each cure, and the recipe of
-most tutorials. Two passes over the images, networks, batches and turns as in the notebook:
+most tutorials. Two epochs, networks, batches and turns as in the notebook:
 
     python tests/measure/cures.py
 
 Prints rows for results.md: about 20 s each on 2 cores.
 """
 
-import copy
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-
 import torch
+from exercises import Scorer, machine, story_with
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from exercises import machine
-from notebook_code import notebook_code
-
-GAMES = {  # name: (the step of D, Adam's betas, the rate)
-    "Adam's defaults": ("discriminator_step", (0.9, 0.999), 1e-3),
-    "beta1 = 0": ("discriminator_step", (0.0, 0.999), 1e-3),
-    "beta1 = 0 and R1": ("penalized_step", (0.0, 0.999), 1e-3),
-    "the tutorials': beta1 = 0.5, a fifth of the rate": ("discriminator_step", (0.5, 0.999), 2e-4),
-    "beta1 = 0.5 at the full rate": ("discriminator_step", (0.5, 0.999), 1e-3),
-    "Adam's defaults at a fifth of the rate": ("discriminator_step", (0.9, 0.999), 2e-4),
+GAMES = {  # name: (Adam's betas, the rate, the weight of R1)
+    "Adam's defaults": ((0.9, 0.999), 1e-3, 0.0),
+    "beta1 = 0": ((0.0, 0.999), 1e-3, 0.0),
+    "beta1 = 0 and R1": ((0.0, 0.999), 1e-3, 1.0),
+    "the tutorials': beta1 = 0.5, a fifth of the rate": ((0.5, 0.999), 2e-4, 0.0),
+    "beta1 = 0.5 at the full rate": ((0.5, 0.999), 1e-3, 0.0),
+    "Adam's defaults at a fifth of the rate": ((0.9, 0.999), 2e-4, 0.0),
 }
 
 
-def play(story, images, seed, d_step, betas, rate, turns):
-    """The last G of a game, its average, and the mean of D's last 50 losses."""
-    def draw_images(n):
-        return images[torch.randint(len(images), (n,))]
-
-    generator, discriminator = story.fresh_pair(seed)
-    average, losses = copy.deepcopy(generator), []
-    game = story.play(generator, discriminator, draw_images, getattr(story, d_step), betas, turns,
-                      rate=rate)
-    for turn, d_loss in game:
-        story.update_average(average, generator, decay=min(0.999, turn / (10 + turn)))
-        losses.append(d_loss.item())
-    return generator, average, sum(losses[-50:]) / len(losses[-50:])
+def play(story, images, seed, betas, rate, r1_weight, turns):
+    """The game at its end, and the mean of D's last 50 losses."""
+    torch.manual_seed(seed)
+    players = story.Generator().to(story.device), story.Discriminator().to(story.device)
+    game, losses = story.Game(*players, rate, betas), []
+    for turn in range(1, turns + 1):
+        real = story.draw_from(images, 128)
+        losses.append(story.take_turn(game, real, story.draw_latent(128), r1_weight)[0])
+        story.update_average(game.average, game.generator, turn)
+    return game, torch.stack(losses[-50:]).mean().item()
 
 
-def main(turns=2 * 60_000 // 128, samples=10_000, seeds=(0, 1, 2)):
-    names = notebook_code()
-    story = SimpleNamespace(**names)
-    names["judge"] = story.helpers.load_judge()  # the one that `score` asks
-    images, _ = story.helpers.load_mnist(train=True)
-    test_images, _ = story.helpers.load_mnist(train=False)
-    real = story.helpers.judge_images(names["judge"], test_images[:samples])
+def main(turns=2 * 468, samples=10_000, seeds=(0, 1, 2)):
+    story = story_with({})
+    images, _ = story.helpers.load_mnist(train=True, device=story.device)
+    test_images, _ = story.helpers.load_mnist(train=False, device=story.device)
+    scorer = Scorer(story, test_images[:samples])
     print(machine(), flush=True)
     print("\n| game | seed | Fréchet | precision | recall | confident | most read as one digit | "
           "D's loss |\n|---|---|---|---|---|---|---|---|")
-    for name, (d_step, betas, rate) in GAMES.items():
+    latent = torch.randn(samples, 100, generator=torch.Generator().manual_seed(2)).to(story.device)
+    for name, (betas, rate, r1_weight) in GAMES.items():
         for seed in seeds:
-            generator, average, loss = play(story, images, seed, d_step, betas, rate, turns)
-            ends = {name: generator}
+            game, loss = play(story, images, seed, betas, rate, r1_weight, turns)
+            ends = {name: game.generator}
             if name == "beta1 = 0 and R1":
-                ends[f"{name} and the average"] = average
+                ends[f"{name} and the average"] = game.average
             for end, network in ends.items():
-                latent = torch.randn(samples, 100, generator=torch.Generator().manual_seed(2))
-                row = story.score(real, story.helpers.generate(network, latent))
-                most = max(row["histogram"]) / samples
+                row = scorer.score(story.helpers.generate(network, latent))
                 print(f"| {end} | {seed} | {row['frechet']:.1f} | {row['precision']:.3f} | "
-                      f"{row['recall']:.3f} | {row['confident']:.1%} | {most:.1%} | {loss:.2f} |",
-                      flush=True)
+                      f"{row['recall']:.3f} | {row['confident']:.1%} | {max(row['shares']):.1%} | "
+                      f"{loss:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,10 @@ the judge's network on 20,000 real and 20,000 forged digits, and tests it on 10,
 import argparse
 
 import torch
-from exercises import EXERCISES, machine, run, story_with
+from exercises import machine, run, story_with
 from torch.nn import functional
 
 AS_THEY_ARE, OF_REAL_ONES = "as they are", "with the greys of real ones"
-
-
-def in_greys(pictures, levels):
-    return ((pictures + 1) / 2 * (levels - 1)).round() / (levels - 1) * 2 - 1
 
 
 def clamped(pictures):
@@ -39,14 +35,14 @@ def with_greys_of(pictures, real):
     return matched.view_as(pictures)
 
 
-def look_at(pictures, way):
+def look_at(story, pictures, way):
     if way == AS_THEY_ARE:
         return pictures
     if way == "plateaus clamped":
         return clamped(pictures)
     if way == "blurred by a pixel":
         return blurred(pictures)
-    return in_greys(pictures, int(way.split()[0]))  # "3 greys"
+    return story.in_greys(pictures, int(way.split()[0]))  # "3 greys"
 
 
 def told_apart(helpers, real, forged, epochs):
@@ -72,19 +68,19 @@ def main():
     images, labels = helpers.load_mnist(train=True)
     test_images, test_labels = helpers.load_mnist(train=False)
     for name in options.names:
-        end = run(EXERCISES[name], images, labels, seed=options.seed)
+        story, game = run(name, images, labels, seed=options.seed)
         torch.manual_seed(options.seed)
         forged = []
-        for asked in (torch.arange(20_000) % 10, test_labels):
-            latent = end.story.ask(asked, end.story.draw_latent(len(asked), 100))
-            forged.append(in_greys(end.draw(end.state.ema_generator, latent), 256))
+        for digits in (torch.arange(20_000) % 10, test_labels):
+            drawn = story.draw_digits(game.average, digits, story.draw_latent(len(digits), 100))
+            forged.append(story.in_greys(drawn, 256))
         for way, epochs in ways:
             if way == OF_REAL_ONES:
                 real = [images[:20_000], test_images]
                 seen = [with_greys_of(each, images[:20_000]) for each in forged]
             else:
-                real = [look_at(images[:20_000], way), look_at(test_images, way)]
-                seen = [look_at(each, way) for each in forged]
+                real = [look_at(story, each, way) for each in (images[:20_000], test_images)]
+                seen = [look_at(story, each, way) for each in forged]
             share = told_apart(helpers, real, seen, epochs)
             print(f"| {name} | {way} | {epochs} | {share:.1%} |", flush=True)
 

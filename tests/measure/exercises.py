@@ -1,50 +1,37 @@
 """Scores of the notebook's networks, of its exercises and of other changes, measured by hand:
 
-    python tests/measure/exercises.py                      all, about a minute each on 2 cores
+    python tests/measure/exercises.py                      all, a minute or two each on 2 cores
     python tests/measure/exercises.py MLP DCGAN --seeds 0 1 2
 
 Each is the notebook's own code with the named change, trained as the notebook trains it, or for 6
-epochs where the name begins with a number or `6 epochs`. Prints rows for results.md. Runs on the
-CPU, or on the device that GAN_DEVICE names. pytest runs all of them on tiny numbers.
+epochs where the name begins with a number. Prints rows for results.md. Runs on the CPU, or on the
+device that GAN_DEVICE names. pytest runs all of them on tiny numbers.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import io
-import math
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.nn.functional import one_hot, pad
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from notebook_code import NOTEBOOK, cell_sources, notebook_code, run_cell  # noqa: E402
 
-SIX = {"epochs": 6}
-SATURATING = {"generator_step": ("softplus(-discriminator(fake)).mean()",
-                                 "logsigmoid(-discriminator(fake)).mean()")}
+SATURATING = {"generator_step": ("loss = binary_cross_entropy_with_logits(logits, ones)",
+                                 "loss = logsigmoid(-logits).mean()")}
 BLACK_AT_MINUS_1 = {"Discriminator": ("images + 1", "images")}
-NO_BATCHNORM_IN_G = {"Generator": (", bias=False), nn.BatchNorm1d(fan_out),", "),")}
-A_29TH_ROW = {"Discriminator": ("zip((28 * 28, *widths)", "zip((29 * 28, *widths)")}
-TWO_MORE_ROWS = {"Discriminator": ("zip((28 * 28, *widths)", "zip((30 * 28, *widths)")}
-ONE_TANH = {"ConvGenerator": (  # the output of the editions before, in place of four clipped ones
-    "nn.ConvTranspose2d(channels[-1], 4, **doubling), nn.Hardtanh()",
-    "nn.ConvTranspose2d(channels[-1], 1, **doubling), nn.Tanh()")}
-STRETCHED_TANH = {"ConvGenerator": (
-    "nn.ConvTranspose2d(channels[-1], 4, **doubling), nn.Hardtanh()",
-    "nn.ConvTranspose2d(channels[-1], 1, **doubling), nn.Tanh()",
-    "self.layers(latent).mean(dim=1, keepdim=True)", "self.layers(latent).mul(1.05).clamp(-1, 1)")}
-D_TWICE_AS_FAST = {"set_rate": (
-    "    for optimizer in (state.g_optimizer, state.d_optimizer):\n"
-    "        optimizer.param_groups[0][\"lr\"] = rate",
-    "    state.g_optimizer.param_groups[0][\"lr\"] = rate\n"
-    "    state.d_optimizer.param_groups[0][\"lr\"] = 2 * rate")}
-QUICK_FALL = {"epochs": 3, "learning_rate": 2e-3, "decay_from": 0.5}
-CHARGED_BOXES = {"TickReader": ("images[:, :, 30:].detach()", "images[:, :, 30:]")}
+A_29TH_ROW = {"Discriminator": ("nn.Linear(28 * 28, 512)", "nn.Linear(29 * 28, 512)")}
+ONE_TANH = {"ConvGenerator": (  # in place of four drawings, each clipped
+    "nn.ConvTranspose2d(16, 4, 4, stride=2, padding=1)",
+    "nn.ConvTranspose2d(16, 1, 4, stride=2, padding=1)", "nn.Hardtanh()", "nn.Tanh()")}
 
 
 def without_sevens(images, labels):
@@ -55,45 +42,27 @@ def first_thousand(images, labels):
     return images[:1_000]
 
 
-# Name: `settings` to change; `code`, the name of a function or class -> (old text, new text, ...)
-# in its cell; `network`, if not the MLP; `choose`, which images to train on; `islands`, how many of
-# k-means, or "labels".
+# Name: `network`, if not the MLP; `settings` to change; `code`, the name of a function or class ->
+# (old text, new text, ...) in its cell; `choose`, which images to train on; `islands`, how many of
+# k-means, or "labels". EPOCHS are the notebook's, by network, unless the name begins with a number.
 EXERCISES = {
     "MLP": {},
     "DCGAN": {"network": "dcgan"},
     "conditional DCGAN": {"network": "conditional"},
     "conditional DCGAN, one tanh": {"network": "conditional", "code": ONE_TANH},
-    "conditional DCGAN, boxes charged": {"network": "conditional", "code": CHARGED_BOXES},
-    "conditional DCGAN, penalty 0.3": {"network": "conditional", "settings": {"r1_gamma": 0.3}},
-    "conditional DCGAN, penalty 1": {"network": "conditional", "settings": {"r1_gamma": 1.0}},
-    "conditional DCGAN, 1.05 tanh, clamped": {"network": "conditional", "code": STRETCHED_TANH},
-    "MLP told 50 islands": {"islands": 50, "code": TWO_MORE_ROWS},
     "MLP told the label": {"islands": "labels", "code": A_29TH_ROW},
-    "MLP, D's rate doubled": {"code": D_TWICE_AS_FAST},
-    "MLP, D of 1024-512": {"settings": {"discriminator_widths": (1024, 512)}},
-    "3 epochs, the recipe": {"settings": {"epochs": 3}},
-    "3 epochs, rate 2e-3 from half falling": {"settings": QUICK_FALL},
-    "3 epochs, the same, told 20 islands": {"settings": QUICK_FALL, "islands": 20,
-                                            "code": A_29TH_ROW},
-    "6 epochs, the recipe": {"settings": SIX},
-    "1 latent of 2": {"settings": {**SIX, "latent_dim": 2}},
-    "2 no penalty": {"settings": {**SIX, "r1_gamma": 0.0}},
-    "2 penalty times 100": {"settings": {**SIX, "r1_gamma": 100.0}},
-    "3 rate never falls": {"settings": {**SIX, "decay_from": 1.0}},
-    "4 saturating loss": {"settings": SIX, "code": SATURATING},
-    "5 no 7s": {"settings": SIX, "choose": without_sevens},
-    "6 1,000 images": {"settings": {"train_images": 1_000, "epochs": 401},
-                       "choose": first_thousand},
-    "8 MLP told islands": {"islands": 20, "code": A_29TH_ROW},
-    "6 epochs, D sees black as -1": {"settings": SIX, "code": BLACK_AT_MINUS_1},
-    "6 epochs, penalty at every step": {"settings": {**SIX, "r1_interval": 1}},
-    "6 epochs, beta1 0.5": {"settings": {**SIX, "betas": (0.5, 0.99)}},
-    "6 epochs, no BatchNorm in G": {"settings": SIX, "code": NO_BATCHNORM_IN_G},
-    "6 epochs, G of 512-512": {"settings": {**SIX, "generator_widths": (512, 512)}},
-    "6 epochs, batches of 64": {"settings": {**SIX, "batch_size": 64}},
-    "6 epochs, batches of 256": {"settings": {**SIX, "batch_size": 256}},
-    "6 epochs, latent of 64": {"settings": {**SIX, "latent_dim": 64}},
+    "6 epochs": {},
+    "6 epochs, D sees black as -1": {"code": BLACK_AT_MINUS_1},
+    "1 latent of 2": {"settings": {"latent_dim": 2}},
+    "2 no penalty": {"settings": {"r1_weight": 0.0}},
+    "2 penalty times 100": {"settings": {"r1_weight": 100.0}},
+    "3 rate never falls": {"settings": {"decay_from": 1.0}},
+    "4 saturating loss": {"code": SATURATING},
+    "5 no 7s": {"choose": without_sevens},
+    "6 1,000 images": {"choose": first_thousand},
+    "MLP told 20 islands": {"islands": 20, "code": A_29TH_ROW},  # exercise 8
 }
+EPOCHS = {"mlp": 16, "dcgan": 5, "conditional": 6}
 
 
 # The notebook's code, changed ---------------------------------------------------------------------
@@ -116,20 +85,10 @@ def story_with(code):
     sources = cell_sources(changes)
     with contextlib.redirect_stdout(io.StringIO()):
         names = notebook_code(sources, device=os.environ.get("GAN_DEVICE", "cpu"))
-        names["QUICK"] = False
-        for cell in ("quick", "conv-init", "conditional-settings"):
-            run_cell(cell, names, sources)
+    names["settings"] = names["Settings"]()
+    for cell in ("conv-init", "conditional-settings"):
+        run_cell(cell, names, sources)
     return SimpleNamespace(**names)
-
-
-def do_nothing(state):
-    pass
-
-
-def silent_train(story, *arguments):
-    """The notebook's loop without its progress line, which would run through what is printed."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return story.train(*arguments)
 
 
 def clusters(images, kinds, rounds=25):
@@ -145,84 +104,81 @@ def clusters(images, kinds, rounds=25):
     return nearest
 
 
-def with_code(images, island, islands):
-    """Images (N, 1, 28, 28) with a 29th row, or more, for their island: its pixel 1, others -1."""
-    rows = torch.full((len(images), 1, math.ceil(islands / 28), 28), -1.0, device=images.device)
-    rows.flatten(1)[:, :islands] = 2.0 * torch.nn.functional.one_hot(island, islands) - 1
-    return torch.cat([images, rows], dim=2)
+def with_row(images, codes):
+    """Images (N, 1, 28, 28) with a 29th row that begins with the codes (N, kinds), 1 as white."""
+    row = torch.full((len(images), 1, 1, 28), -1.0, device=images.device)
+    row.flatten(1)[:, :codes.shape[1]] = 2.0 * codes - 1
+    return torch.cat([images, row], dim=2)
 
 
 def told_mlp(story, islands):
     """The MLP's generator, told an island: latents with a one-hot code -> (N, 1, 29, 28)."""
     class ToldMlp(story.Generator):
-        def __init__(self, latent_dim, widths):
-            super().__init__(latent_dim + islands, widths)
+        def __init__(self, latent_dim):
+            super().__init__(latent_dim + islands)
 
         def forward(self, latent):
-            return with_code(super().forward(latent), latent[:, -islands:].argmax(dim=1), islands)
+            return with_row(super().forward(latent), latent[:, -islands:])
 
     return ToldMlp
 
 
-def prepare(exercise, images, labels):
-    """The story, settings, two classes, images and draw_latent of an exercise."""
-    story, network = story_with(exercise.get("code", {})), exercise.get("network")
+def told_game(story, settings, images, labels, islands):
+    """A game of the told MLP; `islands` is "labels", or how many of k-means."""
+    kinds = 10 if islands == "labels" else islands
+    island = labels if islands == "labels" else clusters(images, kinds)
+
+    def draw_told(n, latent_dim):
+        code = one_hot(island[torch.randint(len(island), (n,))], kinds)
+        return torch.cat([story.draw_latent(n, latent_dim), code], dim=1)
+
+    told_images = with_row(images, one_hot(island, kinds))
+    return story.new_game(settings, told_images, told_mlp(story, kinds), draw_latent=draw_told)
+
+
+def game_of(story, exercise, images, labels, **changes):
+    """A new game of an exercise, on these images; `changes` to its settings."""
+    network = exercise.get("network", "mlp")
+    settings = {"mlp": story.settings, "dcgan": story.dcgan_settings,
+                "conditional": story.conditional_settings}[network]
+    settings = dataclasses.replace(settings, **{**exercise.get("settings", {}), **changes})
+    if "islands" in exercise:
+        return told_game(story, settings, images, labels, exercise["islands"])
+    if network == "mlp":
+        return story.new_game(settings, images)
+    padded = pad(images, (2, 2, 2, 2), value=-1)
+    if network == "dcgan":
+        return story.new_game(settings, padded, story.ConvGenerator, story.ConvDiscriminator)
+    ticked = story.tick(padded, one_hot(labels, story.KINDS))
+    return story.new_game(settings, ticked, story.ConditionalGenerator, story.TickReader,
+                          partial(story.ask_for_any, labels=labels))
+
+
+def inner(images):
+    """The digits themselves, without a frame of 2 pixels or a 29th row: (N, 1, 28, 28)."""
+    edge = 2 if images.shape[3] == 32 else 0
+    return images[:, :, edge:edge + 28, edge:edge + 28]
+
+
+def silent_train(story, *arguments):
+    """The notebook's loop without its progress line, which would run through what is printed."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        story.train(*arguments)
+
+
+def run(name, images, labels, epochs=None, **changes):
+    """Train as the exercise asks. Returns the story and its game."""
+    exercise = EXERCISES[name]
+    story = story_with(exercise.get("code", {}))
     if "choose" in exercise:
         images = exercise["choose"](images, labels)
-    if "islands" in exercise:
-        islands, island = 10, labels
-        if exercise["islands"] != "labels":
-            islands = exercise["islands"]
-            island = clusters(images, islands)
-
-        def draw_told(n, latent_dim):
-            chosen = island[torch.randint(len(island), (n,), device=island.device)]
-            code = torch.nn.functional.one_hot(chosen, islands)
-            return torch.cat([story.draw_latent(n, latent_dim), code], dim=1)
-
-        classes = told_mlp(story, islands), story.Discriminator
-        return story, story.settings, classes, with_code(images, island, islands), draw_told
-    if network is None:
-        classes = story.Generator, story.Discriminator
-        return story, story.settings, classes, images, story.draw_latent
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), value=-1)
-    if network == "dcgan":
-        classes = story.ConvGenerator, story.ConvDiscriminator
-        return story, story.dcgan_settings, classes, padded, story.draw_latent
-    story.train.__globals__["labels"] = labels  # whose frequencies ask_for_any draws from
-    classes, ticked = (story.ConditionalGenerator, story.TickReader), story.tick(padded, labels)
-    return story, story.conditional_settings, classes, ticked, story.ask_for_any
-
-
-def run(exercise, images, labels, **shrink):
-    """Train as the exercise asks.
-
-    Returns the story, the state at the end, the images that it was trained on, and the functions
-    `draw_latent(n, latent_dim)` and `draw(generator, latent)`, all as attributes.
-    """
-    story, settings, classes, chosen, draw_latent = prepare(exercise, images, labels)
-    changes = {"train_images": len(chosen), **exercise.get("settings", {}), **shrink}
-    settings = dataclasses.replace(settings, **changes)
-    chosen = chosen[:settings.train_images]
-    state = story.fresh_state(settings, *classes, draw_latent=draw_latent)
-    silent_train(story, state, chosen, do_nothing, draw_latent)
-    inner = slice(2, 30) if "network" in exercise else slice(0, 28)
-
-    def draw(generator, latent):
-        return story.helpers.generate(generator, latent)[:, :, inner, inner]
-
-    return SimpleNamespace(story=story, state=state, chosen=chosen[:, :, inner, inner],
-                           draw_latent=draw_latent, draw=draw)
+    game = game_of(story, exercise, images, labels, **changes)
+    full = 6 if name[0].isdigit() else EPOCHS[exercise.get("network", "mlp")]
+    silent_train(story, game, epochs or full)
+    return story, game
 
 
 # Scores -------------------------------------------------------------------------------------------
-
-def score_against(story, test_images, pictures):
-    """A row of the notebook's scores of 10,000 pictures."""
-    judge = story.helpers.load_judge().to(story.device)
-    story.score.__globals__["judge"] = judge
-    return story.score(story.helpers.judge_images(judge, test_images), pictures)
-
 
 def cells_of(row):
     """The columns of a row of scores, as results.md has them."""
@@ -230,63 +186,72 @@ def cells_of(row):
             f"{row['coverage']:.3f} | {row['confident']:.1%} | {row['kl']:.3f}")
 
 
-def read_as_asked(end, latent):
-    """The share of drawings of a conditional run that read as the digit that was asked for."""
-    helpers, device = end.story.helpers, end.story.device
-    judge = helpers.load_judge().to(device)
-    drawn = end.draw(end.state.ema_generator, latent)
-    read = helpers.judge_images(judge, drawn)[1].argmax(dim=1)
-    return (read == latent[:, -10:].argmax(dim=1)).double().mean().item()
+class Scorer:
+    """The notebook's scores against the test images, whose side is taken once."""
+
+    def __init__(self, story, test_images):
+        self.judge = story.helpers.load_judge().to(test_images.device)
+        self.story, self.test_images = story, test_images
+        self.real = self.side_of(test_images)
+
+    def side_of(self, images):
+        return self.story.side_of(*self.story.helpers.judge_images(self.judge, inner(images)))
+
+    def score(self, images):
+        return self.story.score(self.real, self.side_of(images))
+
+    def read(self, images):
+        """What digit the judge reads in each image, (N,)."""
+        return self.story.helpers.judge_images(self.judge, inner(images))[1].argmax(dim=1)
 
 
-def nearest(end, pictures):
-    """The median distance of 2,000 pictures to the nearest image that was trained on."""
-    return end.story.nearest_images(pictures[:2_000], end.chosen)[0].median().item()
+def latents_of(name, story, game, samples):
+    """As in the notebook: any latents, and as many of each digit where the network is told it."""
+    if name.startswith("conditional"):
+        digits = torch.arange(samples, device=story.device) % story.KINDS
+        return story.ask(digits, story.draw_latent(samples, game.settings.latent_dim))
+    return game.draw_latent(samples)
 
 
-def report(name, seed, end, test_images):
+def report(name, seed, story, game, scorer, images):
     """Print the rows of a run, and what else results.md says of it."""
-    state, latent_dim, samples = end.state, end.state.settings.latent_dim, len(test_images)
-    seconds = sum(record["seconds"] for record in state.history)
+    seconds = sum(means["seconds"] for means in game.history)
 
-    def print_row(name, pictures):
-        row = score_against(end.story, test_images, pictures)
-        print(f"| {name} | {seed} | {state.epoch} | {seconds:.0f} s | {cells_of(row)} | "
-              f"{state.history[-1]['d_loss']:.2f} |", flush=True)
+    def print_row(name, drawn):
+        row = scorer.score(drawn)
+        print(f"| {name} | {seed} | {len(game.history)} | {seconds:.0f} s | {cells_of(row)} | "
+              f"{game.history[-1][story.MEASURED[0]]:.2f} |", flush=True)
         return row
 
     torch.manual_seed(seed + 1)
-    latent = end.draw_latent(samples, latent_dim)
-    if name.startswith("conditional DCGAN"):  # as in the notebook, as many of each digit
-        asked = torch.arange(samples, device=end.story.device) % 10
-        latent = end.story.ask(asked, end.story.draw_latent(samples, latent_dim))
-        print(f"  {read_as_asked(end, latent):.1%} read as asked:", flush=True)
-    drawn = end.draw(state.ema_generator, latent)
+    latent = latents_of(name, story, game, len(scorer.test_images))
+    drawn = story.helpers.generate(game.average, latent)
     row = print_row(name, drawn)
-    if name in ("MLP", "6 epochs, the recipe", "3 rate never falls"):
-        print_row(f"{name}, not averaged", end.draw(state.generator, latent))
+    if name in ("MLP", "6 epochs", "3 rate never falls"):
+        print_row(f"{name}, not averaged", story.helpers.generate(game.generator, latent))
+    if name.startswith("conditional"):
+        asked = latent[:, -story.KINDS:].argmax(dim=1)
+        print(f"  {(scorer.read(drawn) == asked).float().mean():.1%} read as asked", flush=True)
     if name == "5 no 7s":
-        print(f"  digits that the judge reads: {row['histogram']}", flush=True)
-    if name in ("6 epochs, the recipe", "6 1,000 images"):
-        print(f"  nearest training image at {nearest(end, drawn):.2f}, "
-              f"of test images at {nearest(end, test_images):.2f}", flush=True)
-    if name == "6 epochs, the recipe":
-        print_row("7 kept by e^l", kept_by_d(end))
+        print(f"  {row['shares'][7]:.2%} of the drawings read as 7", flush=True)
+    if name in ("6 epochs", "6 1,000 images"):
+        chosen = images[:1_000] if name == "6 1,000 images" else images
+        for what, pictures in [("drawings", drawn), ("test images", scorer.test_images)]:
+            distances, _ = story.nearest_images(pictures[:2_000], chosen)
+            print(f"  {what} lie at {distances.median():.2f} from the nearest", flush=True)
+    if name == "6 epochs":
+        print_row("7 kept by e^l", kept_by_d(story, game))
 
 
-def kept_by_d(end, steps=468, drawn=40_000, kept=10_000):
+def kept_by_d(story, game, turns=468, drawn=40_000, kept=10_000):
     """Exercise 7: train D alone against the average, then keep drawings in proportion to e^l."""
-    story, state, n = end.story, end.state, end.state.settings.batch_size
-    story.set_rate(state, 1e-4)
-    for _ in range(steps):
-        batch = torch.randint(len(end.chosen), (n,), device=story.device)
-        latent = end.draw_latent(n, state.settings.latent_dim)
-        fake = story.helpers.generate(state.ema_generator, latent)
-        story.discriminator_step(state.discriminator, state.d_optimizer, end.chosen[batch], fake)
-    latent = end.draw_latent(drawn, state.settings.latent_dim)
-    drawings = story.helpers.generate(state.ema_generator, latent)
+    story.set_rate(game, 1e-4)
+    for _ in range(turns):
+        fake = story.helpers.generate(game.average, game.draw_latent(128))
+        story.discriminator_step(game.discriminator, game.d_optimizer, game.draw_real(128), fake)
+    drawings = story.helpers.generate(game.average, game.draw_latent(drawn))
     with torch.no_grad():
-        logits = torch.cat([state.discriminator(chunk) for chunk in drawings.split(1000)])
+        logits = torch.cat([game.discriminator(chunk) for chunk in drawings.split(1000)])
     return drawings[torch.multinomial(logits.exp(), kept)]
 
 
@@ -323,13 +288,12 @@ def main():
     print(machine(), flush=True)
     story = story_with({})
     images, labels = story.helpers.load_mnist(train=True, device=story.device)
-    test_images, _ = story.helpers.load_mnist(train=False, device=story.device)
+    scorer = Scorer(story, story.helpers.load_mnist(train=False, device=story.device)[0])
     print("\n| network | seed | epochs | training | Fréchet | precision | recall | coverage | "
           "confident | KL | D's loss |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for name in options.names:
         for seed in options.seeds:
-            end = run(EXERCISES[name], images, labels, seed=seed)
-            report(name, seed, end, test_images)
+            report(name, seed, *run(name, images, labels, seed=seed), scorer, images)
 
 
 if __name__ == "__main__":

@@ -278,25 +278,21 @@ def plot_map(images: torch.Tensor, digits: torch.Tensor, columns: int) -> None:
     coloured = tints[:, :, None, None] * (1 - strokes) + strokes
     grid = make_grid(coloured, nrow=columns, padding=0).permute(1, 2, 0)
     figure, axes = plt.subplots(figsize=(8.6, 8.6), dpi=DPI, layout="constrained")
-    axes.imshow(grid.mul(12).round().div(12))  # few colours: a small file
+    axes.imshow(grid.mul(12).round().div(12).numpy())  # few colours: a small file
     axes.axis("off")
     show()
 
 
 PLANE = 3.0  # the square that is drawn reaches from -PLANE to PLANE
-
-
-def plane_grid() -> torch.Tensor:
-    """Where maps of the plane are taken: (61 * 61, 2), row by row from the lower left."""
-    line = torch.linspace(-PLANE, PLANE, 61)
-    return torch.cartesian_prod(line, line).flip(1)
+LINE = torch.linspace(-PLANE, PLANE, 61)
+PLACES = torch.cartesian_prod(LINE, LINE).flip(1)  # (61 * 61, 2), row by row from the lower left
 
 
 def plot_plane(panels: list[dict], centres: torch.Tensor) -> None:
     """Show maps of the plane side by side, on one scale of colours from 0 (blue) to 1 (red).
 
     `panels`: dicts with a `title`, a `caption`, `points` (N, 2), of which 700 are drawn, and
-    `values` (61 * 61,) in [0, 1] at `plane_grid()`. `centres` (K, 2): drawn as rings.
+    `values` (61 * 61,) in [0, 1] at PLACES. `centres` (K, 2): drawn as rings.
     """
     size = (PAGE, 0.55 + 0.9 * PAGE / len(panels))
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, dpi=DPI, layout="constrained",
@@ -336,65 +332,56 @@ def film(epochs: list[torch.Tensor], columns: int, *paths: Path) -> None:
 
 # The judge ----------------------------------------------------------------------------------------
 
-class Judge(nn.Module):
-    """A small convolutional classifier of handwriting; its 64 features measure likeness.
+def judge_network(kinds: int) -> nn.Sequential:
+    """A small convolutional classifier: images (N, 1, 28, 28) in [-1, 1] -> logits (N, kinds).
 
-    Images (N, 1, 28, 28) in [-1, 1] -> logits (N, kinds); `features` gives the layer before,
-    (N, 64).
+    All but its last layer give 64 features, by which likeness is measured.
     """
-
-    def __init__(self, kinds: int):
-        super().__init__()
-        layers = []
-        for inputs, outputs, stride in [(1, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2)]:
-            layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-                       nn.BatchNorm2d(outputs), nn.ReLU()]
-        layers += [nn.Flatten(), nn.Linear(64 * 7 * 7, 64, bias=False), nn.BatchNorm1d(64)]
-        self.features = nn.Sequential(*layers, nn.ReLU())
-        self.digits = nn.Linear(64, kinds)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.digits(self.features(images))
+    layers = []
+    for inputs, outputs, stride in [(1, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2)]:
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+                   nn.BatchNorm2d(outputs), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(64 * 7 * 7, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(64, kinds))
 
 
-def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8) -> Judge:
+def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8) -> nn.Sequential:
     """Train a judge: AdamW with a one-cycle rate, batches of 128, images shifted by up to 2 pixels.
 
-    `images` (N, 1, 28, 28) in [-1, 1], N at least 2, and `labels` (N,) from 0 on are on the device
-    to train on. The random numbers of the rest of the program go on as if nothing had been trained.
-    Returns the judge, in eval mode, on that device.
+    `images` (N, 1, 28, 28) in [-1, 1] and `labels` (N,) from 0 on are on the device to train on.
+    The random numbers of the rest of the program go on as if nothing had been trained. Returns the
+    judge, in eval mode, on that device.
     """
     device = check_images(images).device
     order = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # the faster
+    steps = epochs * math.ceil(len(images) / 128)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # all that is random here is drawn on the CPU
-        judge = Judge(int(labels.max()) + 1).to(device).to(memory_format=order)
+        torch.default_generator.manual_seed(0)
+        judge = judge_network(int(labels.max()) + 1).to(device).to(memory_format=order)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=1e-2)
-        steps = epochs * math.ceil((len(images) - 1) / 128)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-        for _ in range(epochs):
-            for batch in torch.randperm(len(images)).to(device).split(128):
-                if len(batch) == 1:
-                    continue  # BatchNorm takes at least two
-                down, right = torch.randint(0, 5, (2,)).tolist()
-                padded = functional.pad(images[batch], (2, 2, 2, 2), value=-1)
-                shifted = padded[:, :, down:down + 28, right:right + 28]
-                logits = judge(shifted.contiguous(memory_format=order))
-                optimizer.zero_grad()
-                functional.cross_entropy(logits, labels[batch]).backward()
-                optimizer.step()
-                schedule.step()
+        for _ in range(steps):
+            batch = torch.randint(len(images), (128,))
+            down, right = torch.randint(0, 5, (2,)).tolist()
+            padded = functional.pad(images[batch], (2, 2, 2, 2), value=-1)
+            shifted = padded[:, :, down:down + 28, right:right + 28]
+            logits = judge(shifted.contiguous(memory_format=order))
+            optimizer.zero_grad()
+            functional.cross_entropy(logits, labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
     return judge.eval()
 
 
-def load_judge(path: Path | str = JUDGE_FILE) -> Judge:
+def load_judge(path: Path | str = JUDGE_FILE) -> nn.Sequential:
     """The judge with the weights stored at `path`, in eval mode, on the CPU.
 
     Raises ValueError if the file is missing or damaged; the message says how to get it back.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        judge = Judge(kinds=len(weights["digits.bias"]))
+        *_, last_bias = weights.values()
+        judge = judge_network(kinds=len(last_bias))
         judge.load_state_dict(weights)
     except Exception as error:
         raise ValueError(f"'{path}' is missing or damaged ({error}). git checkout -- data brings "
@@ -404,18 +391,18 @@ def load_judge(path: Path | str = JUDGE_FILE) -> Judge:
 
 @torch.no_grad()
 @exact_products()
-def judge_images(judge: Judge, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def judge_images(judge: nn.Sequential,
+                 images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Let the judge read images, of at least 28 x 28 pixels; of larger ones it sees the centre.
 
-    Returns features (N, 64) and probabilities of the digits (N, kinds), on the judge's device.
+    Returns features (N, 64) and probabilities of the digits (N, kinds), on the images' device.
     """
     if min(check_images(images).shape[2:]) < 28:
         raise ValueError(
             f"the judge needs at least 28 x 28 pixels, not {tuple(images.shape[2:])}")
-    device = judge.digits.weight.device
     chunks = center_crop(images, 28).split(500)
-    features = torch.cat([judge.features(chunk.to(device)) for chunk in chunks])
-    return features, judge.digits(features).softmax(dim=1)
+    features = torch.cat([judge[:-1](chunk) for chunk in chunks])
+    return features, judge[-1](features).softmax(dim=1)
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ def test_plot_curves_draws_all_of_four_levels(shown):
 
 
 def test_plot_plane_draws_values_points_and_rings_where_they_are(shown):
-    places = helpers.plane_grid()
+    places = helpers.PLACES
     panel = {"title": "turn 1", "caption": "here", "values": (places[:, 0] > 1).float(),
              "points": torch.tensor([[0.5, -2.0]]).expand(900, 2)}
     centres = torch.tensor([[1.0, 2.0], [-1.0, 0.0]])
@@ -181,7 +181,7 @@ def test_nan_too_bright_another_shape_or_no_images_are_refused_and_not_written(
 # The judge ----------------------------------------------------------------------------------------
 
 def test_train_judge_learns_and_leaves_random_numbers_alone():
-    kinds = torch.arange(257) % 3  # the last batch of each epoch has a single image
+    kinds = torch.arange(257) % 3
     images = some_images(257) / 4 - 0.5 + kinds[:, None, None, None] / 2
     before = torch.get_rng_state()
     judge = helpers.train_judge(images, kinds, epochs=20)

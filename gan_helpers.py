@@ -530,12 +530,12 @@ def export_generator(generator: nn.Module, path: Path | str, *example: torch.Ten
     generator = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
     example = tuple(tensor.cpu() for tensor in example)
     drawn = check_images(generator(*example))
-    torch.compiler.reset()  # torch 2.6 refuses after a few exports in one session
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own deprecations are no concern of ours
         shapes = [{0: torch.export.Dim("batch", max=2**30)}] * len(example)  # torch 2.6 needs max
-        program = torch.export.export(generator, example, dynamic_shapes=tuple(shapes))
+        program = torch.export.export(generator, example, dynamic_shapes=tuple(shapes),
+                                      strict=False)
         torch.export.save(program, file)
         loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
         torch.testing.assert_close(loaded(*example), drawn, rtol=0, atol=1e-3)

@@ -4,6 +4,7 @@ Its data are of five kinds, in MNIST's format, and each cell has to close the fi
 """
 
 import contextlib
+import gc
 import os
 import sys
 from functools import partial
@@ -35,7 +36,16 @@ def run_from(first, names, sources):
 
 
 @pytest.fixture(scope="module")
-def after_run(tmp_path_factory):
+def without_garbage_collection():
+    """In torch 2.6 it takes the marks off tensors that are in use."""
+    gc.disable()
+    with mock.patch.object(gc, "collect"):  # which matplotlib calls
+        yield
+    gc.enable()
+
+
+@pytest.fixture(scope="module")
+def after_run(tmp_path_factory, without_garbage_collection):
     """The names of the quick notebook, once all of it has run there."""
     module = ModuleType("notebook_on_the_pretended_device")
     sys.modules[module.__name__] = module  # dataclasses looks a class's module up there

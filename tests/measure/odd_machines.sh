@@ -44,7 +44,7 @@ fi
 
 jupyter nbconvert --to script "$scratch/plain/HandwrittenNumberGAN.ipynb" > /dev/null 2>&1
 place "a plain Python script" \
-    env -C "$scratch/plain" MPLBACKEND=agg python HandwrittenNumberGAN.py
+    env -C "$scratch/plain" MPLBACKEND=svg python -W error::RuntimeWarning HandwrittenNumberGAN.py
 
 # Permission bits do not bind root, so root mounts the copy read-only, in a mount namespace that ends
 # with the command.

@@ -155,7 +155,7 @@ def progress_line(total: int, done: int = 0) -> tqdm:
     """
     options = {"total": total, "initial": done, "unit": "turn", "mininterval": 0.5}
     if _in_kernel():
-        return _DisplayLine(**options, file=io.StringIO(), ncols=100, ascii=False)
+        return _DisplayLine(**options, file=io.StringIO(), ncols=116, ascii=False)
     return tqdm(**options, file=sys.stdout, dynamic_ncols=True)
 
 

@@ -20,6 +20,7 @@ import struct
 import sys
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -59,7 +60,8 @@ def choose_device() -> torch.device:
     try:
         torch.ones(2, device=name) + 1
     except Exception as error:  # a GPU too old for this PyTorch is found, and fails only here
-        print(f"The device {name} fails ({str(error).splitlines()[0]}), so the CPU does the work.")
+        reason, *_ = [*str(error).splitlines(), type(error).__name__]
+        print(f"The device {name} fails ({reason}), so the CPU does the work.")
         name = "cpu"
     return torch.device(name)
 
@@ -89,12 +91,14 @@ def load_mnist(train: bool, device: torch.device | str = "cpu",
     OSError if an archive is missing, damaged, swapped with another or of other images.
     """
     stem = "train" if train else "t10k"
-    path = Path(folder) / f"{stem}-images-idx3-ubyte.gz"
-    images = _read_archive(path, dimensions=3)
-    labels = _read_archive(Path(folder) / f"{stem}-labels-idx1-ubyte.gz", dimensions=1)
+    image_path = Path(folder) / f"{stem}-images-idx3-ubyte.gz"
+    label_path = Path(folder) / f"{stem}-labels-idx1-ubyte.gz"
+    images = _read_archive(image_path, dimensions=3)
+    labels = _read_archive(label_path, dimensions=1)
     if images.shape != (len(labels), 28, 28):
-        raise OSError(f"'{path}' holds {len(images):,} images of {tuple(images.shape[1:])} pixels, "
-                      f"not {len(labels):,} (as many as there are labels) of (28, 28)")
+        raise OSError(f"'{image_path}' holds {len(images):,} images of {tuple(images.shape[1:])} "
+                      f"pixels, and '{label_path}' {len(labels):,} labels: there must be as many "
+                      "of both, and (28, 28) pixels")
     return images[:, None].to(device).float().div_(127.5).sub_(1), labels.to(device).long()
 
 
@@ -115,7 +119,10 @@ def check_ranges(settings, **ranges: tuple) -> None:
 
 @contextlib.contextmanager
 def exact_products():
-    """Inside, products of matrices are as exact as float32 allows. Also a function's decorator."""
+    """Inside, products of matrices are as exact as float32 allows. Also a function's decorator.
+
+    Convolutions are not concerned: a GPU may round their factors.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -169,8 +176,8 @@ def report(progress: tqdm, turn: int, means: dict[str, float]) -> None:
             raise FloatingPointError(
                 f"training broke down between turns {progress.n:,} and {turn:,}: {name} is {mean}. "
                 "Begin a new game (RESUME = False) with a lower learning_rate or a higher "
-                "r1_weight. The pictures and the checkpoint of the last whole epoch are intact; "
-                "another `name` in the settings keeps them.")
+                "r1_weight. What earlier epochs have saved is intact; another `name` in the "
+                "settings keeps it from being replaced.")
     progress.set_postfix_str(", ".join(f"{name} {mean:.2f}" for name, mean in means.items()),
                              refresh=False)
     progress.update(turn - progress.n)
@@ -310,13 +317,13 @@ def plot_plane(panels: list[dict], centres: torch.Tensor) -> None:
     show()
 
 
-def film(epochs: list[torch.Tensor], columns: int, *paths: Path) -> None:
-    """Write grids of images (N, 1, H, W), one for each epoch from 0 on, as a looping film.
+def film(epochs: dict[int, torch.Tensor], columns: int, *paths: Path | str) -> None:
+    """Write grids of images (N, 1, H, W), by the numbers of their epochs, as a looping film.
 
     Each path's ending names its format: .gif is the one to share, .png the one that Jupyter shows.
     """
     frames = []
-    for epoch, images in enumerate(epochs):
+    for epoch, images in epochs.items():
         figure = _grid_figure(images, columns, title=f"epoch {epoch}")
         canvas = FigureCanvasAgg(figure)  # the figure's own may be a kind that has no pixels
         canvas.draw()
@@ -325,7 +332,7 @@ def film(epochs: list[torch.Tensor], columns: int, *paths: Path) -> None:
     durations = [400] * (len(frames) - 1) + [2000]  # milliseconds
     for path in paths:
         file = io.BytesIO()
-        frames[0].save(file, path.suffix[1:], save_all=True, append_images=frames[1:],
+        frames[0].save(file, Path(path).suffix[1:], save_all=True, append_images=frames[1:],
                        duration=durations, loop=0)
         write_picture(path, file.getvalue())
 
@@ -470,6 +477,13 @@ def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int =
     write_picture(path, file.getvalue())
 
 
+def checksum(images: torch.Tensor) -> int:
+    """A number that is another if images (N, 1, H, W) in [-1, 1] differ by one of 256 greys, or in
+    their order; the same on every device."""
+    greys = check_images(images).add(1).mul(127.5).round().byte()
+    return zlib.crc32(greys.flatten().cpu().numpy())
+
+
 def _parts(game) -> dict:
     """What a checkpoint keeps of a game: all but functions; `settings` and `data` as one dict."""
     parts = {name: part for name, part in vars(game).items()
@@ -505,10 +519,12 @@ def load_checkpoint(game, path: Path | str) -> None:
     except Exception as error:
         refuse(f"is no whole checkpoint ({error})")
     parts = _parts(game)
-    if saved.keys() != parts.keys() | {"random"}:
+    same_parts = isinstance(saved, dict) and saved.keys() == parts.keys() | {"random"}
+    settings = parts.pop("settings")
+    if not same_parts or saved["settings"].keys() != settings.keys():
         refuse("is of another edition of this notebook")
-    for name, now in parts.pop("settings").items():
-        before = saved["settings"].get(name)
+    for name, now in settings.items():
+        before = saved["settings"][name]
         if before != now:
             refuse(f"was made with {name} = {before!r}, which is now {now!r}")
     for name, part in parts.items():
@@ -544,26 +560,35 @@ def export_generator(generator: nn.Module, path: Path | str, *example: torch.Ten
 
 # The writer's page --------------------------------------------------------------------------------
 
+def _is_plain(layer: nn.ConvTranspose2d) -> bool:
+    """Whether the page knows all that this layer does: a square window, and no extras."""
+    square = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))
+    return (square and layer.groups == 1 and set(layer.dilation) == {1}
+            and set(layer.output_padding) == {0})
+
+
 def _drawing_layers(modules) -> list:
     """The transposed convolutions among these modules, BatchNorm worked into their weights.
 
-    Each comes with the slope below zero of the LeakyReLU behind it, None for a Hardtanh. Raises
-    ValueError at a module that writer.html cannot draw with.
+    Each comes with the slope below zero of the LeakyReLU behind it, None for a Hardtanh, and 1.0
+    where nothing follows. Raises ValueError at a module that writer.html cannot draw with.
     """
     layers = []
     for module in modules:
-        if isinstance(module, nn.ConvTranspose2d):
+        bare = len(layers) > 0 and layers[-1][1] == 1.0  # no activation behind the last one yet
+        if isinstance(module, nn.ConvTranspose2d) and _is_plain(module):
             layers.append((module, 1.0))
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d) and bare:
             layer, slope = layers.pop()
             layers.append((nn.utils.fuse_conv_bn_eval(layer, module, transpose=True), slope))
-        elif isinstance(module, nn.LeakyReLU):
+        elif isinstance(module, nn.LeakyReLU) and bare:
             layers.append((layers.pop()[0], module.negative_slope))
-        elif isinstance(module, nn.Hardtanh):
+        elif isinstance(module, nn.Hardtanh) and bare:
             layers.append((layers.pop()[0], None))
         elif not isinstance(module, nn.Unflatten):
-            raise ValueError(f"writer.html cannot draw with {module}: it takes Unflatten, then "
-                             "ConvTranspose2d, BatchNorm2d and LeakyReLU, and Hardtanh at the end")
+            raise ValueError(f"writer.html cannot draw with {module}: it takes Unflatten, then in "
+                             "this order a plain ConvTranspose2d, BatchNorm2d, LeakyReLU or "
+                             "Hardtanh, and so on")
     return layers
 
 

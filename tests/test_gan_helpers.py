@@ -72,7 +72,7 @@ def test_a_bad_archive_is_named_with_how_to_get_it_back(tmp_path, length):
 
 def test_swapped_archives_and_pictures_of_another_size_are_refused(tmp_path):
     write_archives(tmp_path, kinds=3, training=9, test=20, size=32)
-    with pytest.raises(OSError, match=r"20 images of \(32, 32\) pixels, not 20 .* of \(28, 28\)"):
+    with pytest.raises(OSError, match=r"20 images of \(32, 32\) pixels, .* 20 labels: there must"):
         helpers.load_mnist(False, folder=tmp_path)
     (tmp_path / IMAGES).write_bytes((tmp_path / LABELS).read_bytes())
     with pytest.raises(OSError, match=f"{IMAGES}' is missing or damaged .another kind of file"):
@@ -142,13 +142,23 @@ def test_plot_plane_draws_values_points_and_rings_where_they_are(shown):
     assert np.allclose(points.get_offsets(), [0.5, -2.0]) and left.get_title() == "turn 1"
 
 
+def test_plot_map_puts_strokes_on_the_tint_of_their_digit(shown):
+    images = torch.full((3, 1, 2, 2), -1.0)
+    images[2, 0, 1, 1] = 1  # the only stroke
+    helpers.plot_map(images, torch.tensor([0, 9, 10]), columns=3)
+    drawn = shown[0].axes[0].images[0].get_array()
+    red, grey, white = (0xCC, 0x66, 0x77), (0x77, 0x77, 0x77), (255, 255, 255)
+    for column, colour in [(0, red), (2, grey), (4, red), (5, white)]:
+        assert np.abs(255 * drawn[1, column] - colour).max() <= 255 / 24 + 1e-3  # few colours
+
+
 @pytest.mark.parametrize("backend", ["agg", "svg"])
 def test_a_film_has_a_frame_for_each_epoch_whatever_matplotlib_draws_on(tmp_path, backend):
     paths = tmp_path / "film.gif", tmp_path / "film.png"
     before = plt.get_backend()
     plt.switch_backend(backend)
     try:
-        helpers.film([torch.full(SHAPE, value) for value in (-1.0, 0.0, 1.0)], 2, *paths)
+        helpers.film({epoch: torch.full(SHAPE, epoch - 1.0) for epoch in range(3)}, 2, *paths)
     finally:
         plt.switch_backend(before)
     for path in paths:
@@ -191,6 +201,16 @@ def test_train_judge_learns_and_leaves_random_numbers_alone():
     assert read.shape == (257, 3) and (read.argmax(dim=1) == kinds).float().mean() > 0.9
 
 
+def test_of_larger_images_the_judge_sees_the_centre():
+    judge, images = helpers.load_judge(), some_images(3)
+    framed = torch.nn.functional.pad(images, (2, 2, 2, 2), value=-1)
+    for seen, expected in zip(helpers.judge_images(judge, framed),
+                              helpers.judge_images(judge, images)):
+        assert torch.equal(seen, expected)
+    with pytest.raises(ValueError, match=r"at least 28 x 28 pixels, not \(27, 28\)"):
+        helpers.judge_images(judge, images[:, :, 1:])
+
+
 def test_a_damaged_judge_is_named_with_how_to_get_it_back(tmp_path):
     (tmp_path / "judge.pt").write_bytes(helpers.JUDGE_FILE.read_bytes()[:-200])
     with pytest.raises(ValueError, match="judge.pt' is missing or damaged .*git checkout -- data"):
@@ -217,20 +237,24 @@ def test_exact_products_are_exact_inside_and_leave_the_precision_as_it_was():
 
 # Settings, files ----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("value", ["2e-4", None, float("nan"), -0.1, 1.5, torch.tensor(0.5)])
-def test_a_number_out_of_its_range_is_refused_by_name_and_value(value):
+@pytest.mark.parametrize("value, low, high, message", [
+    *[(value, 0.0, 1.0, f"rate = {value!r} must be from 0.0 to 1.0")
+      for value in ("2e-4", None, float("nan"), -0.1, 1.5, torch.tensor(0.5))],
+    *[(value, 1, 60_000, f"rate = {value!r} must be from 1 to 60,000 (a whole number)")
+      for value in (0, 32.0)]])
+def test_a_number_out_of_its_range_is_refused_by_name_and_value(value, low, high, message):
     with pytest.raises(ValueError) as error:
-        helpers.check_ranges(types.SimpleNamespace(rate=value), rate=(0.0, 1.0))
-    assert str(error.value) == f"rate = {value!r} must be from 0.0 to 1.0"
+        helpers.check_ranges(types.SimpleNamespace(rate=value), rate=(low, high))
+    assert str(error.value) == message
 
 
-def test_whole_numbers_are_whole_and_become_python_s_own():
-    settings = types.SimpleNamespace(turns=np.int64(3), rate=np.float32(0.5))
-    helpers.check_ranges(settings, turns=(1, 60_000), rate=(0.0, 1.0))
-    assert (type(settings.turns), type(settings.rate)) == (int, float)
-    for value in (0, 32.0):
-        with pytest.raises(ValueError, match=f"^turns = {value} must be from 1 to 60,000"):
-            helpers.check_ranges(types.SimpleNamespace(turns=value), turns=(1, 60_000))
+def test_a_checksum_changes_with_a_grey_and_with_the_order_and_not_with_rounding():
+    images = some_images(4).add(1).mul(127.5).round().div(127.5).sub(1)
+    other = images.clone()
+    other[3, 0, 27, 27] += 1 / 127.5 if other[3, 0, 27, 27] < 0 else -1 / 127.5
+    different = [images, other, images.flip(0), images.flip(3), images / 2]
+    assert len({helpers.checksum(one) for one in different}) == len(different)
+    assert helpers.checksum(images) == helpers.checksum((images + 3).sub(3).clamp(-1, 1))
 
 
 def test_output_folder_is_made_where_the_variable_says_or_the_variable_is_named(

@@ -79,11 +79,6 @@ def test_every_picture_is_an_output_and_no_link_needs_a_client_s_rules_for_ancho
     assert all("image/png" in cell.outputs[0].data for cell in shown)
 
 
-def test_names_of_the_helper_exist():
-    for name in set(re.findall(r"helpers\.(\w+)", TEXT)) - {"py"}:
-        assert hasattr(helpers, name), name
-
-
 def test_one_address_everywhere_and_a_placeholder_that_github_can_give_to_nobody():
     owners = re.findall(r"github(?:\.com)?/([\w.-]+)/HandwrittenNumberGAN\b", README + TEXT)
     assert len(owners) >= 4 and len(set(owners)) == 1
@@ -293,6 +288,15 @@ def test_tick_marks_one_box_in_the_lower_frame(story, kinds, width):
     boxes = ticked[:, 0, 30:, 1:1 + kinds * width].unflatten(2, (kinds, width))
     assert torch.equal(boxes, 2 * torch.eye(kinds)[:, None, :, None].expand_as(boxes) - 1)
     assert torch.equal(ticked[:, :, :30], images[:, :, :30]) and ticked.shape == images.shape
+
+
+def test_r1_does_not_charge_the_discriminator_for_reading_the_box(story):
+    discriminator = story.TickReader()
+    images = story.tick(some_images(4, size=32), torch.eye(10)[:4]).requires_grad_()
+    slope, = torch.autograd.grad(discriminator(images).sum(), images)
+    assert (slope[:, :, :30] != 0).any() and (slope[:, :, 30:] == 0).all()
+    other_boxes = story.tick(images.detach(), torch.eye(10)[4:8])
+    assert (discriminator(other_boxes) != discriminator(images)).all()
 
 
 def test_images_from_a_folder_train_in_the_sizes_of_the_text(tmp_path, monkeypatch):

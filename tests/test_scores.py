@@ -76,6 +76,15 @@ def test_nearest_images_are_those_of_brute_force(story):
     torch.testing.assert_close(distances.square(), squares.values, rtol=1e-4, atol=1e-4)
 
 
+def test_greys_are_the_nearest_ones(story):
+    pictures = torch.linspace(-1, 1, 101)
+    for levels in (2, 4, 256):
+        greys = torch.linspace(-1, 1, levels)
+        nearest = greys[(pictures[:, None] - greys).abs().argmin(dim=1)]
+        ties = ((pictures[:, None] - greys).abs().sort(dim=1).values[:, :2].diff() < 1e-5)[:, 0]
+        assert (story.in_greys(pictures, levels) - nearest)[~ties].abs().max() < 1e-5
+
+
 @pytest.fixture
 def good_scores():
     row = {"samples": 10_000, "frechet": 0.3, "kl": 0.002, "shares": [0.1] * 10}

@@ -76,7 +76,11 @@ def test_page_answers_what_is_typed_without_a_network_and_a_hostile_name_is_only
         "42 in handwriting", name]
 
 
-def test_what_the_page_cannot_draw_is_refused_by_name(layers):
-    with pytest.raises(ValueError, match="writer.html cannot draw with Linear"):
-        helpers.writer_page(layers[:2].append(nn.Linear(24, 24)), torch.zeros(7),
-                            torch.zeros(0, 7), "run")
+@pytest.mark.parametrize("end, named", [
+    ([nn.Linear(24, 24)], "Linear"),
+    ([nn.ConvTranspose2d(17, 8, 3, stride=2, padding=1, output_padding=1)], "ConvTranspose2d"),
+    ([nn.ConvTranspose2d(17, 8, 2), nn.LeakyReLU(0.2), nn.BatchNorm2d(8)], "BatchNorm2d")])
+def test_what_the_page_cannot_draw_is_refused_by_name(end, named):
+    layers = nn.Sequential(nn.Unflatten(1, (17, 1, 1)), *end)
+    with pytest.raises(ValueError, match=f"writer.html cannot draw with {named}"):
+        helpers.writer_page(layers, torch.zeros(7), torch.zeros(0, 7), "run")

@@ -48,7 +48,7 @@ def look_at(story, pictures, way):
 def told_apart(helpers, real, forged, epochs):
     """`real` and `forged` are pairs, of lessons and of unseen ones: the share told apart."""
     lessons = torch.cat([real[0], forged[0]])
-    is_forged = torch.cat([torch.zeros(len(real[0])), torch.ones(len(forged[0]))]).long()
+    is_forged = torch.arange(len(lessons), device=lessons.device) // len(real[0])  # 0, then 1
     detective = helpers.train_judge(lessons, is_forged, epochs=epochs)
     on_real = helpers.judge_images(detective, real[1])[1].argmax(dim=1) == 0
     on_forged = helpers.judge_images(detective, forged[1])[1].argmax(dim=1) == 1
@@ -64,14 +64,15 @@ def main():
     print(machine(), "\n\n| network | looked at | lessons | told apart |\n|---|---|---|---|")
     ways = [(AS_THEY_ARE, 3), (AS_THEY_ARE, 8), ("2 greys", 3), ("2 greys", 8), ("4 greys", 3),
             ("plateaus clamped", 3), ("blurred by a pixel", 3), (OF_REAL_ONES, 3)]
-    helpers = story_with({}).helpers
-    images, labels = helpers.load_mnist(train=True)
-    test_images, test_labels = helpers.load_mnist(train=False)
+    story = story_with({})
+    helpers, device = story.helpers, story.device
+    images, labels = helpers.load_mnist(train=True, device=device)
+    test_images, test_labels = helpers.load_mnist(train=False, device=device)
     for name in options.names:
         story, game = run(name, images, labels, seed=options.seed)
         torch.manual_seed(options.seed)
         forged = []
-        for digits in (torch.arange(20_000) % 10, test_labels):
+        for digits in (torch.arange(20_000, device=device) % 10, test_labels):
             drawn = story.draw_digits(game.average, digits, story.draw_latent(len(digits), 100))
             forged.append(story.in_greys(drawn, 256))
         for way, epochs in ways:

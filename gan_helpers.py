@@ -478,8 +478,10 @@ def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int =
 
 
 def checksum(images: torch.Tensor) -> int:
-    """A number that is another if images (N, 1, H, W) in [-1, 1] differ by one of 256 greys, or in
-    their order; the same on every device."""
+    """A number that changes with any pixel's grey (of 256), and with the order of the images.
+
+    `images` (N, 1, H, W) in [-1, 1]. The number is the same on every device.
+    """
     greys = check_images(images).add(1).mul(127.5).round().byte()
     return zlib.crc32(greys.flatten().cpu().numpy())
 

@@ -94,6 +94,26 @@ def test_wherever_a_stop_falls_files_are_whole_and_resume_ends_bit_for_bit(undis
     assert len(places) > 3 and None not in places
 
 
+@pytest.mark.parametrize("function", ["take_turn", "update_average", "after_epoch"])
+def test_a_stop_ends_train_quietly_and_what_was_trained_is_there(tmp_path, capsys, function):
+    calls = itertools.count(1)
+
+    def press_stop_later(names):
+        original = names[function]
+
+        def pressed(*arguments):
+            result = original(*arguments)
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return result
+
+        names[function] = pressed
+
+    game = play(tmp_path, change=press_stop_later)
+    assert 2 <= game.turn < 18
+    assert f"Stopped after {game.turn} of 18 turns" in capsys.readouterr().out
+
+
 def test_in_a_thread_of_its_own_nothing_is_missing(undisturbed, tmp_path):
     thread = threading.Thread(target=play, args=[tmp_path])
     thread.start()

@@ -79,6 +79,11 @@ def test_every_picture_is_an_output_and_no_link_needs_a_client_s_rules_for_ancho
     assert all("image/png" in cell.outputs[0].data for cell in shown)
 
 
+def test_names_of_the_helper_exist():
+    for name in set(re.findall(r"helpers\.(\w+)", TEXT)) - {"py"}:
+        assert hasattr(helpers, name), name
+
+
 def test_one_address_everywhere_and_a_placeholder_that_github_can_give_to_nobody():
     owners = re.findall(r"github(?:\.com)?/([\w.-]+)/HandwrittenNumberGAN\b", README + TEXT)
     assert len(owners) >= 4 and len(set(owners)) == 1

@@ -27,7 +27,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -188,6 +189,7 @@ def report(progress: tqdm, turn: int, means: dict[str, float]) -> None:
 PAGE = 9.6  # inches, the width of a full picture
 DPI = 100   # pixels an inch
 GAP = 2     # pixels between the images of a grid, before they are enlarged
+REAL, G, D = "black", "C0", "C1"  # colours, the same in every figure: G is blue and D is orange
 
 
 def picture(name: str, width: int):
@@ -218,50 +220,89 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def _grid(images: torch.Tensor, columns: int, scale: int, greys: int = 256) -> np.ndarray:
+def _grid(images: torch.Tensor, columns: int, scale: int, greys: int = 256,
+          group: int = 0) -> np.ndarray:
     """Images as one array (height, width) of uint8, row by row, each pixel `scale` pixels wide.
 
-    In 12 greys the file of a picture is half as large.
+    After each `group` rows, if not 0, the gap is wider. In 12 greys a picture's file is half as
+    large.
     """
     levels = check_images(images).detach().cpu().add(1).div(2).mul(greys - 1).round()
-    grid = make_grid(levels / (greys - 1), nrow=columns, padding=GAP, pad_value=0.25)[0]
+    parts = levels.split(group * columns if group else len(levels))
+    grids = [make_grid(part / (greys - 1), nrow=columns, padding=GAP, pad_value=0.25)[0]
+             for part in parts]
+    room = torch.ones(2 * GAP, grids[0].shape[1])  # white, as the page
+    grid = torch.cat([strip for part in grids for strip in (room, part)][1:])
     large = grid.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)
     return large.mul(255).round().byte().numpy()
 
 
-def _grid_figure(images, columns, title="", labels=(), row_labels=(), column_labels=(), scale=2):
-    """The figure that `plot_grid` shows. Labels of rows and columns lie outside; Jupyter adds room.
+def _grid_figure(images, columns, title="", labels=(), row_labels=(), column_labels=(), scale=2,
+                 group=0, right=0):
+    """The figure that `plot_grid` shows, and the heights of the row labels in pixels from its top.
+
+    Labels of rows and columns lie outside; Jupyter adds room. `right`: more inches on this side.
     """
-    grid = _grid(images, columns, scale, greys=12)
+    grid = _grid(images, columns, scale, 12, group)
     height, width = grid.shape
     top = 24 if title else 0
-    figure = plt.figure(figsize=(width / DPI, (height + top) / DPI), dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, height / (height + top)))
+    figure = plt.figure(figsize=(width / DPI + right, (height + top) / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, width / DPI / (width / DPI + right), height / (height + top)))
     axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="none")
     axes.set_title(title, fontsize=10, pad=6)
     axes.set_frame_on(False)
-    axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
-    down, right = (images.shape[2] + GAP) * scale, (images.shape[3] + GAP) * scale
-    axes.set_yticks([(row + 0.5) * down for row in range(len(row_labels))], row_labels)
-    axes.set_xticks([(column + 0.5) * right for column in range(len(column_labels))], column_labels)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    down, across = (images.shape[2] + GAP) * scale, (images.shape[3] + GAP) * scale
+    rows_each = group or 1  # a label stands beside its group
+    between = rows_each * down + (3 * GAP * scale if group else 0)
+    middle = (rows_each * down + GAP * scale) / 2
+    heights = [number * between + middle for number in range(len(row_labels))]
+    axes.set_yticks(heights, row_labels)
+    axes.set_xticks([(n + 0.5) * across for n in range(len(column_labels))], column_labels)
     for index, label in enumerate(labels):
-        x, y = index % columns * right + 3 * scale, index // columns * down + 3 * scale
-        axes.text(x, y, label, color="gold", fontsize=6 + scale, va="top")
-    return figure
+        x, y = index % columns * across + 3 * scale, index // columns * down + 3 * scale
+        axes.text(x, y, label, color="gold", fontsize=10, va="top")
+    return figure, heights
 
 
 def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels=(), row_labels=(),
-              column_labels=(), scale: int = 2) -> None:
+              column_labels=(), scale: int = 2, group: int = 0) -> None:
     """Show a grid of images (N, 1, H, W) in [-1, 1], so many `columns` to a row.
 
     Each pixel is `scale` pixels wide. `labels`: one for each image, in its corner; `row_labels` to
-    the left, `column_labels` above.
+    the left, `column_labels` above. `group`: so many rows belong together, and share a row label.
     """
-    _grid_figure(images, columns, title, labels, row_labels, column_labels, scale)
+    _grid_figure(images, columns, title, labels, row_labels, column_labels, scale, group)
     show()
 
 
-def plot_curves(x, curves: dict, xlabel: str, ylabel: str, levels=(), yscale="linear") -> None:
+def plot_games(games: list[dict], columns: int, group: int) -> None:
+    """Show what games draw, each in `group` rows, and D's verdicts beside them on a scale to 1.
+
+    `games`: dicts with a `name`, images `drawn` (N, 1, H, W), and means `D(x)` and `D(G(z))`.
+    """
+    shown = [game["drawn"][:columns * group] for game in games]
+    names = [game["name"] for game in games]
+    figure, heights = _grid_figure(torch.cat(shown), columns, row_labels=names, group=group,
+                                   right=2.2)
+    share = 2.2 / figure.get_figwidth()
+    axes = figure.add_axes((1 - 0.92 * share, 0, 0.87 * share, 1))
+    axes.hlines(heights, 0, 1, color="lightgray", linewidth=2, zorder=1)
+    axes.vlines(0.5, 0, figure.get_figheight() * DPI, color="gray", linestyle=":", zorder=1)
+    for name, label, colour, above in [("D(x)", "real", REAL, True), ("D(G(z))", "fake", G, False)]:
+        verdicts = [game[name] for game in games]
+        axes.scatter(verdicts, heights, s=60, color=colour, label=f"{label}: ${name}$", zorder=2)
+        for verdict, height in zip(verdicts, heights):
+            axes.text(min(max(verdict, 0.12), 0.88), height + (-9 if above else 9),
+                      f"{label} {verdict:.2f}", color=colour, ha="center",
+                      va="bottom" if above else "top")
+    axes.set(xlim=(-0.08, 1.08), ylim=(figure.get_figheight() * DPI, 0), yticks=[],
+             xticks=[0, 0.5, 1], title="$D$ says: 'real'")
+    axes.set_frame_on(False)
+    show()
+
+
+def plot_curves(x, curves: dict, xlabel: str, ylabel: str, levels=()) -> None:
     """Show curves over x, name in the legend = heights, and broken lines, name = height."""
     figure, axes = plt.subplots(figsize=(PAGE, 2.8), dpi=DPI, layout="constrained")
     for name, heights in curves.items():
@@ -269,52 +310,194 @@ def plot_curves(x, curves: dict, xlabel: str, ylabel: str, levels=(), yscale="li
     for number, (name, height) in enumerate(dict(levels).items()):
         style = ["--", ":", "-."][number % 3]
         axes.axhline(height, color="gray", linestyle=style, linewidth=1, label=name)
-    axes.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
-    axes.legend(fontsize=8)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend()
+    show()
+
+
+def plot_paths(paths: dict, xlabel: str, ylabel: str) -> None:
+    """Show paths of two numbers, title = places (x, y), coloured by time: from a dot to a star.
+
+    The star is the goal, (0, 0). Each frame is as large as its path.
+    """
+    figure, all_axes = plt.subplots(1, len(paths), figsize=(PAGE, 2.9), dpi=DPI,
+                                    layout="constrained")
+    for axes, (title, path) in zip(all_axes, paths.items()):
+        x, y = zip(*path)
+        reach = 1.15 * max(map(abs, x + y))
+        turns = axes.scatter(x, y, c=range(len(path)), cmap="viridis_r", s=7, zorder=2)
+        axes.plot(x, y, color="lightgray", linewidth=1, zorder=1)
+        for at in (len(path) // 20, len(path) // 8):
+            axes.annotate("", path[at + 3], path[at], arrowprops={"arrowstyle": "-|>"})
+        axes.plot(*path[0], "o", color="black", zorder=3)
+        axes.plot(0, 0, "*", color="red", markersize=13, zorder=3)
+        axes.set(title=title, xlabel=xlabel, aspect="equal", xlim=(-reach, reach),
+                 ylim=(-reach, reach))
+    all_axes[0].set_ylabel(ylabel)
+    figure.colorbar(turns, ax=all_axes, label="turn", pad=0.01)
+    show()
+
+
+def plot_changes(before: torch.Tensor, after: torch.Tensor, column_labels=()) -> None:
+    """Show images (N, 1, H, W), below them what became of them, and the difference in colour."""
+    pairs = torch.cat([check_images(before), check_images(after)]).detach().cpu().add(1).div(2)
+    change = (after - before).detach().cpu()[:, 0] / 2
+    tints = torch.from_numpy(plt.get_cmap("PRGn")(change.add(1).div(2).numpy())[..., :3]).float()
+    rows = torch.cat([pairs.expand(-1, 3, -1, -1), tints.permute(0, 3, 1, 2)])
+    grid = make_grid(rows, nrow=len(before), padding=GAP, pad_value=0.25).permute(1, 2, 0)
+    height, width = grid.shape[0] / 3, grid.shape[1] / len(before)
+    figure, axes = plt.subplots(figsize=(PAGE, PAGE * 3 / len(before)), dpi=DPI)
+    axes.imshow(grid.numpy(), interpolation="nearest")
+    axes.set_frame_on(False)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.set_yticks([height * (row + 0.5) for row in range(3)],
+                    ["before", "after", "green: lighter\npurple: darker"])
+    axes.set_xticks([width * (n + 0.5) for n in range(len(column_labels))], column_labels)
+    show()
+
+
+def plot_histograms(values: dict, xlabel: str) -> None:
+    """Show how often which values come, name = values (N,): of real images, then of drawings."""
+    figure, axes = plt.subplots(figsize=(PAGE, 2.4), dpi=DPI, layout="constrained")
+    low, high = min(map(min, values.values())).item(), max(map(max, values.values())).item()
+    bins = np.linspace(low, high, 50)
+    for (name, each), colour in zip(values.items(), (REAL, G)):
+        axes.hist(each.cpu().numpy(), bins, label=name, histtype="step", color=colour, linewidth=2)
+    axes.set(xlabel=xlabel, ylabel="how many")
+    axes.legend()
+    show()
+
+
+def plot_balls(panels: dict) -> None:
+    """Show balls around the points of one side and the points of another, one panel each.
+
+    `panels`: title = (centres (N, 2), their radii (N,), their colour, points (M, 2), their colour).
+    Points that lie in a ball are full, others are hollow.
+    """
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(PAGE, 4.6), dpi=DPI,
+                                    layout="constrained", sharex=True, sharey=True, squeeze=False)
+    for axes, (title, (centres, radii, ours, points, theirs)) in zip(all_axes[0], panels.items()):
+        inside = (torch.cdist(points, centres) <= radii).any(dim=1)
+        for centre, radius in zip(centres.tolist(), radii.tolist()):
+            axes.add_patch(plt.Circle(centre, radius, color=ours, alpha=0.12, linewidth=0))
+        axes.scatter(*centres.T, s=14, color=ours, marker="x")
+        axes.scatter(*points[inside].T, s=40, color=theirs, edgecolors=theirs)
+        axes.scatter(*points[~inside].T, s=40, facecolors="none", edgecolors=theirs)
+        axes.set(title=f"{title}: {inside.sum()} of {len(points)}", xticks=[], yticks=[],
+                 aspect="equal")
+    show()
+
+
+def plot_tradeoff(lines: dict, xlabel: str, ylabel: str) -> None:
+    """Show points (x, y, label), name in the legend = one or several, which a line joins."""
+    figure, axes = plt.subplots(figsize=(PAGE * 0.75, 4.6), dpi=DPI, layout="constrained")
+    styles = [("*", REAL), ("s", "C7"), ("o", "C0"), ("v", "C2")]
+    for (name, points), (marker, colour) in zip(lines.items(), styles):
+        x, y, labels = zip(*points)
+        axes.plot(x, y, marker=marker, markersize=9, color=colour, label=name)
+        for place in zip(x, y, labels):
+            axes.annotate(place[2], place[:2], (8, 5), textcoords="offset points")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.margins(0.12)
+    axes.grid(color="0.93")
+    axes.legend()
     show()
 
 
 TINTS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933",
-         "#AA4499", "#777777")  # Paul Tol's "muted": colour-blind readers tell them apart
+         "#AA4499", "#E08030")  # Paul Tol's "muted", and an orange: colour-blind readers too
 
 
-def plot_map(images: torch.Tensor, digits: torch.Tensor, columns: int) -> None:
-    """Show images (N, 1, H, W) without gaps, their ground in the colour of their `digits` (N,)."""
+def plot_map(images: torch.Tensor, digits: torch.Tensor, certainty: torch.Tensor,
+             columns: int) -> None:
+    """Show images (N, 1, H, W) without gaps, their ground in the colour of their `digits` (N,).
+
+    The colour fades to grey where the `certainty` (N,), from 0 to 1, is small.
+    """
     tints = torch.tensor([to_rgb(tint) for tint in TINTS])[digits.cpu() % len(TINTS)]
+    full = certainty.cpu().sub(0.3).div(0.7).clamp(0, 1)[:, None]  # a certainty of .3 is all grey
+    tints = full * tints + (1 - full) * 0.62
     strokes = check_images(images).cpu().add(1).div(2)  # 0 is paper, 1 is a stroke
     coloured = tints[:, :, None, None] * (1 - strokes) + strokes
     grid = make_grid(coloured, nrow=columns, padding=0).permute(1, 2, 0)
-    figure, axes = plt.subplots(figsize=(8.6, 8.6), dpi=DPI, layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.6, 9), dpi=DPI, layout="constrained")
     axes.imshow(grid.mul(12).round().div(12).numpy())  # few colours: a small file
     axes.axis("off")
+    kinds = digits.unique().tolist()
+    keys = [plt.Line2D([], [], marker="s", linestyle="", markersize=10, label=str(kind),
+                       color=TINTS[kind % len(TINTS)]) for kind in kinds]
+    keys.append(plt.Line2D([], [], marker="s", linestyle="", markersize=10, color="0.62",
+                           label="unsure"))
+    figure.legend(handles=keys, loc="outside upper center", ncols=11, frameon=False,
+                  columnspacing=1, handletextpad=0.1)
     show()
 
 
 PLANE = 3.0  # the square that is drawn reaches from -PLANE to PLANE
 LINE = torch.linspace(-PLANE, PLANE, 61)
 PLACES = torch.cartesian_prod(LINE, LINE).flip(1)  # (61 * 61, 2), row by row from the lower left
+D_SAYS = LinearSegmentedColormap.from_list("D says", ["white", "#FFD9B0", "#FF7F0E"], 16)
 
 
-def plot_plane(panels: list[dict], centres: torch.Tensor) -> None:
-    """Show maps of the plane side by side, on one scale of colours from 0 (blue) to 1 (red).
+def _draw_plane(axes, panel, rings, limits):
+    """One map of the plane, as `plot_plane` describes it. Returns what a bar of colours needs."""
+    values = panel["values"].cpu().numpy().reshape(61, 61)
+    points, centres = panel["points"][:700].cpu().numpy(), rings[0].cpu().numpy()
+    shown = axes.imshow(values, vmin=limits[0], vmax=limits[1], cmap=D_SAYS, origin="lower",
+                        extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="bilinear")
+    if values.min() < sum(limits) / 2 < values.max():
+        axes.contour(*PLACES.T.reshape(2, 61, 61).numpy(), values, [sum(limits) / 2],
+                     colors="gray", linewidths=1)
+    for colour, width in (("black", 2.2), ("white", 1)):
+        axes.add_collection(EllipseCollection(
+            2 * rings[1], 2 * rings[1], 0, units="xy", offsets=centres, facecolors="none",
+            edgecolors=colour, linewidths=width, offset_transform=axes.transData))
+    axes.scatter(*points.T, s=5, color=G, linewidths=0, zorder=2)
+    if "mark" in panel:
+        (x, y), text = panel["mark"]
+        axes.plot(x, y, "o", color=G, markeredgecolor="white", markersize=13, zorder=3)
+        inwards = (10 if x < 0 else -10, 12 if y < 0 else -12)  # the text stays in the frame
+        axes.annotate(text, (x, y), inwards, textcoords="offset points",
+                      ha="left" if x < 0 else "right", va="bottom" if y < 0 else "top",
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 2}, zorder=3)
+    axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE),
+             title=panel["title"], xlabel=panel["caption"])
+    return shown
 
-    `panels`: dicts with a `title`, a `caption`, `points` (N, 2), of which 700 are drawn, and
-    `values` (61 * 61,) in [0, 1] at PLACES. `centres` (K, 2): drawn as rings.
+
+def plot_plane(panels: list[dict], rings: tuple, limits=(0, 1), label="$D$ says: 'real'") -> None:
+    """Show maps of the plane side by side: what D says in orange, G's points in blue.
+
+    `panels`: dicts with a `title`, a `caption`, `points` (N, 2), of which 700 are drawn, `values`
+    (61 * 61,) at PLACES, and perhaps a `mark`, a place (x, y) and its text. `rings`: centres (K, 2)
+    and their radius. `limits`: values that are white and full orange; a grey line is half-way.
     """
-    size = (PAGE, 0.55 + 0.9 * PAGE / len(panels))
+    size = (PAGE, 0.6 + 0.9 * PAGE / len(panels))
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, dpi=DPI, layout="constrained",
                                     squeeze=False)
-    colours = plt.get_cmap("coolwarm", 20)  # few: a small file
     for axes, panel in zip(all_axes[0], panels):
-        values, points = panel["values"].cpu().numpy(), panel["points"][:700].cpu().numpy()
-        axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE),
-                 title=panel["title"], xlabel=panel["caption"])
-        axes.scatter(*centres.cpu().numpy().T, s=45, facecolors="none", edgecolors="gold")
-        axes.scatter(*points.T, s=2, color="black", linewidths=0)
-        shown = axes.imshow(values.reshape(61, 61), vmin=0, vmax=1, cmap=colours, origin="lower",
-                            extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="nearest")
-    figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label="$D$: 'real'")
+        shown = _draw_plane(axes, panel, rings, limits)
+    figure.colorbar(shown, ax=all_axes[0], shrink=0.9, pad=0.01, label=label)
     show()
+
+
+def _film(figures, milliseconds, colours, *formats):
+    """Figures, made one after the other, as a looping film in one palette: bytes in each format."""
+    pixels = []
+    for figure in figures:
+        canvas = FigureCanvasAgg(figure)  # the figure's own may be a kind that has no pixels
+        canvas.draw()
+        pixels.append(np.asarray(canvas.buffer_rgba())[..., :3])
+        plt.close(figure)
+    palette = Image.fromarray(np.concatenate(pixels)).quantize(colours)
+    first, *others = [Image.fromarray(frame).quantize(palette=palette, dither=0)
+                      for frame in pixels]
+    durations, films = [milliseconds] * len(others) + [2000], []
+    for kind in formats:
+        file = io.BytesIO()
+        first.save(file, kind, save_all=True, append_images=others, duration=durations, loop=0)
+        films.append(file.getvalue())
+    return films
 
 
 def film(epochs: dict[int, torch.Tensor], columns: int, *paths: Path | str) -> None:
@@ -322,19 +505,22 @@ def film(epochs: dict[int, torch.Tensor], columns: int, *paths: Path | str) -> N
 
     Each path's ending names its format: .gif is the one to share, .png the one that Jupyter shows.
     """
-    frames = []
-    for epoch, images in epochs.items():
-        figure = _grid_figure(images, columns, title=f"epoch {epoch}")
-        canvas = FigureCanvasAgg(figure)  # the figure's own may be a kind that has no pixels
-        canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L"))
-        plt.close(figure)
-    durations = [400] * (len(frames) - 1) + [2000]  # milliseconds
-    for path in paths:
-        file = io.BytesIO()
-        frames[0].save(file, Path(path).suffix[1:], save_all=True, append_images=frames[1:],
-                       duration=durations, loop=0)
-        write_picture(path, file.getvalue())
+    figures = (_grid_figure(images, columns, title=f"epoch {epoch}")[0]
+               for epoch, images in epochs.items())
+    films = _film(figures, 400, 16, *[Path(path).suffix[1:] for path in paths])
+    for path, content in zip(paths, films):
+        write_picture(path, content)
+
+
+def plane_film(panels: list[dict], rings: tuple) -> bytes:
+    """Maps of the plane, described as in `plot_plane`, as a looping film: an animated PNG."""
+    def figures():
+        for panel in panels:
+            figure, axes = plt.subplots(figsize=(4.2, 4.5), dpi=DPI, layout="constrained")
+            _draw_plane(axes, panel, rings, limits=(0, 1))
+            yield figure
+
+    return _film(figures(), 300, 28, "png")[0]
 
 
 # The judge ----------------------------------------------------------------------------------------

@@ -131,25 +131,114 @@ def test_plot_plane_draws_values_points_and_rings_where_they_are(shown):
     panel = {"title": "turn 1", "caption": "here", "values": (places[:, 0] > 1).float(),
              "points": torch.tensor([[0.5, -2.0]]).expand(900, 2)}
     centres = torch.tensor([[1.0, 2.0], [-1.0, 0.0]])
-    helpers.plot_plane([panel, {**panel, "values": (places[:, 1] > 1).float()}], centres)
+    other = {**panel, "values": (places[:, 1] > 1).float(), "mark": ([2.0, -2.5], "900 here")}
+    helpers.plot_plane([panel, other], (centres, 0.3))
     left, right, _ = shown[0].axes
     for axes, expected in [(left, 0.0), (right, 1.0)]:  # above 1 at the place (0, 2) of the plane
         image = axes.images[0]
         assert image.origin == "lower" and image.get_extent() == [-3, 3, -3, 3]
         assert image.get_array()[50, 30] == expected
-    rings, points = left.collections
+    contour, edge, rings, points = left.collections
+    assert np.allclose(contour.get_paths()[0].vertices[:, 0], 1.0, atol=0.06)  # half of it
     assert np.array_equal(rings.get_offsets(), centres) and len(points.get_offsets()) == 700
+    assert rings.get_widths() == edge.get_widths() == pytest.approx(0.6)
     assert np.allclose(points.get_offsets(), [0.5, -2.0]) and left.get_title() == "turn 1"
+    box = right.texts[0].get_window_extent()
+    assert right.texts[0].get_text() == "900 here" and right.bbox.y0 < box.y0 < right.bbox.y1
+    assert right.bbox.x0 < box.x0 < box.x1 < right.bbox.x1
 
 
-def test_plot_map_puts_strokes_on_the_tint_of_their_digit(shown):
-    images = torch.full((3, 1, 2, 2), -1.0)
+def test_plot_map_puts_strokes_on_the_tint_of_their_digit_which_fades_to_grey(shown):
+    images = torch.full((4, 1, 2, 2), -1.0)
     images[2, 0, 1, 1] = 1  # the only stroke
-    helpers.plot_map(images, torch.tensor([0, 9, 10]), columns=3)
+    helpers.plot_map(images, torch.tensor([0, 9, 10, 0]), torch.tensor([1, 1, 1, 0.3]), columns=4)
     drawn = shown[0].axes[0].images[0].get_array()
-    red, grey, white = (0xCC, 0x66, 0x77), (0x77, 0x77, 0x77), (255, 255, 255)
-    for column, colour in [(0, red), (2, grey), (4, red), (5, white)]:
+    red, orange, white = (0xCC, 0x66, 0x77), (0xE0, 0x80, 0x30), (255, 255, 255)
+    for column, colour in [(0, red), (2, orange), (4, red), (5, white), (6, (158, 158, 158))]:
         assert np.abs(255 * drawn[1, column] - colour).max() <= 255 / 24 + 1e-3  # few colours
+    keys = [text.get_text() for text in shown[0].legends[0].get_texts()]
+    assert keys == ["0", "9", "10", "unsure"]
+
+
+def test_groups_of_rows_have_a_wide_white_gap_and_one_label(shown):
+    helpers.plot_grid(torch.zeros(8, 1, 28, 28), columns=2, group=2, row_labels=["one", "two"])
+    axes, = shown[0].axes
+    rows = axes.images[0].get_array()[:, 10]  # through the first column of images
+    white = np.flatnonzero(rows == 255)
+    assert (white[0], white[-1]) == (2 * 62, 2 * 62 + 7) and len(white) == 8
+    middles = [white[0] / 2, (white[-1] + len(rows)) / 2]
+    assert axes.get_yticks() == pytest.approx(middles, abs=3)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
+
+
+def test_plot_games_puts_both_verdicts_beside_their_own_group(shown):
+    games = [{"name": name, "drawn": some_images(9), "D(x)": real, "D(G(z))": fake}
+             for name, real, fake in [("first", 0.9, 0.1), ("second", 0.4, 0.6)]]
+    helpers.plot_games(games, columns=4, group=2)
+    grid, verdicts = shown[0].axes
+    for number, column in [(-2, "D(x)"), (-1, "D(G(z))")]:
+        x, y = zip(*verdicts.collections[number].get_offsets().tolist())
+        assert x == pytest.approx([game[column] for game in games])
+        assert y == pytest.approx(grid.get_yticks())
+    assert [text.get_text() for text in verdicts.texts] == [
+        "real 0.90", "real 0.40", "fake 0.10", "fake 0.60"]
+    assert grid.bbox.y0 == verdicts.bbox.y0 and grid.get_ylim()[0] == pytest.approx(
+        verdicts.get_ylim()[0], abs=1)  # so the same height is the same place
+
+
+def test_plot_balls_fills_and_counts_the_points_in_a_ball(shown):
+    centres, points = torch.tensor([[0.0, 0.0], [4.0, 0.0]]), torch.tensor([[0.0, 0.9], [4.0, 0.6]])
+    helpers.plot_balls({"recall": (centres, torch.tensor([1.0, 0.5]), "C0", points, "black")})
+    axes, = shown[0].axes
+    assert axes.get_title() == "recall: 1 of 2" and len(axes.patches) == 2
+    _, inside, outside = axes.collections
+    assert np.allclose(inside.get_offsets(), [[0, 0.9]])
+    assert np.allclose(outside.get_offsets(), [[4, 0.6]]) and len(outside.get_facecolors()) == 0
+
+
+def test_plot_changes_shows_lighter_in_green_and_darker_in_purple(shown):
+    before, after = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    after[0], after[1] = 1, -1
+    helpers.plot_changes(before, after, ["one", "two"])
+    drawn = shown[0].axes[0].images[0].get_array()
+    lighter, darker = drawn[-4, 4], drawn[-4, 10]
+    assert lighter[1] > max(lighter[0], lighter[2]) and darker[1] < min(darker[0], darker[2])
+    assert np.allclose(drawn[4, 4], 0.5) and np.allclose(drawn[10, 4], 1)  # before, after
+
+
+def test_plot_tradeoff_joins_the_points_of_a_line_and_labels_each(shown):
+    line = [(0.1, 0.2, "x 1"), (0.3, 0.4, "x 2")]
+    helpers.plot_tradeoff({"real": [(0.9, 0.8, "")], "line": line}, "precision", "recall")
+    axes, = shown[0].axes
+    assert np.allclose(axes.lines[1].get_xydata(), [[0.1, 0.2], [0.3, 0.4]])
+    assert {text.get_text(): text.xy for text in axes.texts} == {
+        "": (0.9, 0.8), "x 1": (0.1, 0.2), "x 2": (0.3, 0.4)}
+
+
+def test_plot_histograms_counts_all_of_both(shown):
+    helpers.plot_histograms({"one": torch.arange(10.0), "other": torch.arange(5.0)}, "distance")
+    one, other = (patch.get_xy() for patch in shown[0].axes[0].patches)
+    assert other[:, 0].max() == one[:, 0].max() == 9  # on the same axis
+    assert [text.get_text() for text in shown[0].axes[0].get_legend().get_texts()] == [
+        "one", "other"]
+
+
+def test_plot_paths_frames_each_path_in_full(shown):
+    helpers.plot_paths({"far": [(1, 0), (-9, 4)] * 20, "near": [(1, 0), (0, -1)] * 20}, "x", "y")
+    far, near, _ = shown[0].axes
+    assert far.get_xlim()[1] > 9 and 1 < near.get_xlim()[1] < 2
+
+
+def test_a_film_of_the_plane_has_a_frame_for_each_panel_and_opens_no_figures(recwarn):
+    panel = {"title": "turn 1", "caption": "here", "values": helpers.PLACES[:, 0] / 6 + 0.5,
+             "points": torch.tensor([[0.5, -2.0]])}
+    content = helpers.plane_film([panel] * 22 + [{**panel, "title": "turn 2"}],
+                                 (torch.tensor([[1.0, 2.0]]), 0.3))
+    with Image.open(io.BytesIO(content)) as film:
+        assert film.format == "PNG" and film.n_frames == 2  # frames that are alike become one
+        orange, = {film.convert("RGB").getpixel((390, 200))}
+    assert orange == pytest.approx((0xFF, 0x7F, 0x0E), abs=40)
+    assert plt.get_fignums() == [] and len(recwarn) == 0
 
 
 @pytest.mark.parametrize("backend", ["agg", "svg"])

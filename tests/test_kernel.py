@@ -76,15 +76,15 @@ def reader(tmp_path_factory):
 def test_letters_few_images_other_latents_a_stop_in_each_run_and_every_cell_twice(reader):
     """The judge knows none of the 26 kinds, and the latents of each network have another size."""
     for cell in CODE:
-        if cell.id in ("train-run", "conv-train", "conditional-train"):
+        if cell.id in ("train-run", "told-train", "conditional-train"):
             reader.run(PRESS_STOP_ONCE)
         reader.run(cell.id, cell.id)
         if cell.id == "quick":
             reader.run("settings = replace(settings, latent_dim=50, turns_per_epoch=5)")
         if cell.id == "conv-init":
             reader.run("dcgan_settings = replace(dcgan_settings, latent_dim=64)")
-    reader.run("assert [game.turn for game in (mlp, dcgan, conditional)] == [10, 20, 20]",
-               "assert conditional.fixed_noise.shape == (32, 64 + 26)")
+    reader.run("assert [game.turn for game in (mlp, told_mlp, told_dcgan)] == [10, 10, 20]",
+               "assert told_dcgan.fixed_noise.shape == (32, 64 + 26)")
     told = "".join(output.get("text", "") for output in reader.cells["judge"].outputs)
     assert "data/README.md has the command that teaches another judge" in told
 

@@ -11,17 +11,16 @@ Times are printed and never checked: machines differ fourfold.
 import json
 import sys
 
-MOST_FRECHET = {"MLP": 0.7, "DCGAN": 0.5, "conditional DCGAN": 0.4}  # worst: 0.52, 0.41, 0.33
+MOST_FRECHET = {"MLP": 0.7, "told MLP": 0.4, "told DCGAN": 0.4}  # worst: 0.52, 0.30, 0.33
 LEAST = {
-    # worst:                0.867,          0.849,            0.863,              0.816
-    "MLP": {"precision": 0.84, "recall": 0.83, "coverage": 0.83, "confident": 0.80},
-    # worst:                0.850,          0.838,            0.819,              0.831
-    "DCGAN": {"precision": 0.82, "recall": 0.82, "coverage": 0.79, "confident": 0.79},
-    # worst:                0.924,          0.823,            0.885,              0.968
-    "conditional DCGAN": {"precision": 0.90, "recall": 0.78, "coverage": 0.86, "confident": 0.94},
+    # worst:                0.867,          0.849,             0.816
+    "MLP": {"precision": 0.84, "recall": 0.83, "confident": 0.80},
+    # worst:                0.941,          0.793,             0.964
+    "told MLP": {"precision": 0.90, "recall": 0.76, "confident": 0.93},
+    # worst:                0.924,          0.823,             0.968
+    "told DCGAN": {"precision": 0.90, "recall": 0.78, "confident": 0.94},
 }
 LEAST_OF_ALL = {"judge": 0.993, "memory": 0.9, "read as asked": 0.97}  # worst: 0.996, 0.99, 0.986
-MOST_KL = 0.02  # nats
 
 
 def failures(scores):
@@ -48,10 +47,6 @@ def shortfalls(name, rows):
     for column, least in LEAST[name].items():
         if not row[column] >= least:
             found.append(f"{column}: {row[column]:.3f}, and not at least {least}")
-    if not row["kl"] < MOST_KL:
-        found.append(f"kl: {row['kl']:.3f}, and not below {MOST_KL}")
-    if not min(row["shares"]) >= 0.05:
-        found.append(f"shares: {row['shares']}, and not at least 5 % of each digit")
     return found
 
 

@@ -1,57 +1,118 @@
-"""Sections 5 and 7 of the notebook with three seeds: the naive game, each cure, and the recipe of
-most tutorials. Two epochs, networks, batches and turns as in the notebook:
+"""Sections 5 and 7 of the notebook with three seeds: whose momentum, each cure with and without it,
+and the recipe of most tutorials. Two epochs, networks, batches and turns as in the notebook:
 
-    python tests/measure/cures.py
+    python tests/measure/cures.py                 the digits, 15 to 25 s a game on 2 cores
+    python tests/measure/cures.py plane           the same four games in the plane, and those of
+                                                  section 12: told by whom?
 
-Prints rows for results.md: about 20 s each on 2 cores.
+Prints rows for results.md. D(x), D(G(z)) and D's loss are means of the last 50 turns.
 """
+
+import sys
 
 import torch
 from exercises import Scorer, machine, story_with
 
-GAMES = {  # name: (Adam's betas, the rate, the weight of R1)
-    "Adam's defaults": ((0.9, 0.999), 1e-3, 0.0),
-    "beta1 = 0": ((0.0, 0.999), 1e-3, 0.0),
-    "beta1 = 0 and R1": ((0.0, 0.999), 1e-3, 1.0),
-    "the tutorials': beta1 = 0.5, a fifth of the rate": ((0.5, 0.999), 2e-4, 0.0),
-    "beta1 = 0.5 at the full rate": ((0.5, 0.999), 1e-3, 0.0),
-    "Adam's defaults at a fifth of the rate": ((0.9, 0.999), 2e-4, 0.0),
+MOMENTUM, NONE, HALF = (0.9, 0.999), (0.0, 0.999), (0.5, 0.999)  # Adam's betas
+WHOSE = {"both": (MOMENTUM, MOMENTUM), "only G": (MOMENTUM, NONE), "only D": (NONE, MOMENTUM),
+         "nobody": (NONE, NONE)}
+GAMES = {  # name: (Adam's betas of G and of D, the rate, the weight of R1)
+    **{f"momentum: {who}": (betas, 1e-3, 0.0) for who, betas in WHOSE.items()},
+    **{f"momentum: {who}; R1 1": (betas, 1e-3, 1.0) for who, betas in WHOSE.items()},
+    "momentum: both; R1 10": (WHOSE["both"], 1e-3, 10.0),
+    "the tutorials': beta1 = 0.5, a fifth of the rate": ((HALF, HALF), 2e-4, 0.0),
+    "beta1 = 0.5 at the full rate": ((HALF, HALF), 1e-3, 0.0),
+    "Adam's defaults at a fifth of the rate": (WHOSE["both"], 2e-4, 0.0),
 }
+WITH_ITS_AVERAGE = ("momentum: nobody; R1 1", "momentum: both; R1 1",
+                    "the tutorials': beta1 = 0.5, a fifth of the rate")
+AGES = (0, 5, 10, 20, 40)  # turns
 
 
 def play(story, images, seed, betas, rate, r1_weight, turns):
-    """The game at its end, and the mean of D's last 50 losses."""
+    """The game at its end, and the means of D's loss, D(x) and D(G(z)) over its last 50 turns."""
     torch.manual_seed(seed)
     players = story.Generator().to(story.device), story.Discriminator().to(story.device)
-    game, losses = story.Game(*players, rate, betas), []
+    game, measured = story.Game(*players, rate, *betas), []
     for turn in range(1, turns + 1):
         real = story.draw_from(images, 128)
-        losses.append(story.take_turn(game, real, story.draw_latent(128), r1_weight)[0])
+        measured.append(story.take_turn(game, real, story.draw_latent(128), r1_weight))
         story.update_average(game.average, game.generator, turn)
-    return game, torch.stack(losses[-50:]).mean().item()
+    loss, _, d_real, d_fake = torch.stack(measured[-50:]).mean(dim=0).tolist()
+    return game, (loss, d_real, d_fake)
 
 
-def main(turns=2 * 468, samples=10_000, seeds=(0, 1, 2)):
+def verdicts_on_older_fakes(story, game, images, turns=100):
+    """While a game goes on: D's mean verdict on what G drew so many turns ago, for each of AGES."""
+    latent, drawn, verdicts = story.draw_latent(128), [], []
+    for _ in range(max(AGES) + turns):
+        drawn.append(story.helpers.generate(game.generator, latent))
+        story.take_turn(game, story.draw_from(images, 128), story.draw_latent(128))
+        if len(drawn) > max(AGES):
+            with torch.no_grad():
+                of_age = [game.discriminator(drawn[-1 - age]).sigmoid().mean() for age in AGES]
+            verdicts.append(torch.stack(of_age))
+    return torch.stack(verdicts).mean(dim=0).tolist()
+
+
+def on_digits(turns=2 * 468, samples=10_000, seeds=(0, 1, 2)):
     story = story_with({})
     images, _ = story.helpers.load_mnist(train=True, device=story.device)
     test_images, _ = story.helpers.load_mnist(train=False, device=story.device)
     scorer = Scorer(story, test_images[:samples])
-    print(machine(), flush=True)
     print("\n| game | seed | Fréchet | precision | recall | confident | most read as one digit | "
-          "D's loss |\n|---|---|---|---|---|---|---|---|")
+          "D's loss | D(x) | D(G(z)) |\n|---|---|---|---|---|---|---|---|---|---|")
     latent = torch.randn(samples, 100, generator=torch.Generator().manual_seed(2)).to(story.device)
+    older = []
     for name, (betas, rate, r1_weight) in GAMES.items():
         for seed in seeds:
-            game, loss = play(story, images, seed, betas, rate, r1_weight, turns)
+            game, (loss, d_real, d_fake) = play(story, images, seed, betas, rate, r1_weight, turns)
             ends = {name: game.generator}
-            if name == "beta1 = 0 and R1":
-                ends[f"{name} and the average"] = game.average
+            if name in WITH_ITS_AVERAGE:
+                ends[f"{name}, its average"] = game.average
             for end, network in ends.items():
                 row = scorer.score(story.helpers.generate(network, latent))
                 print(f"| {end} | {seed} | {row['frechet']:.1f} | {row['precision']:.3f} | "
                       f"{row['recall']:.3f} | {row['confident']:.1%} | {max(row['shares']):.1%} | "
-                      f"{loss:.2f} |", flush=True)
+                      f"{loss:.2f} | {d_real:.2f} | {d_fake:.2f} |", flush=True)
+            if r1_weight == 0 and rate == 1e-3:
+                older.append((name, seed, verdicts_on_older_fakes(story, game, images)))
+    columns = " | ".join(f"{age} turns old" for age in AGES)
+    print(f"\nD's verdict on fakes by their age:\n\n| game | seed | {columns} |"
+          f"\n|---|---|{'---|' * len(AGES)}")
+    for name, seed, verdicts in older:
+        print(f"| {name} | {seed} | {' | '.join(f'{verdict:.2f}' for verdict in verdicts)} |")
+
+
+def in_the_plane(turns=2000, seeds=(0, 1, 2)):
+    story = story_with({})
+    print("\n| game in the plane | seed | points on a cluster | clusters visited | D's loss |"
+          "\n|---|---|---|---|---|")
+    games = {f"momentum: {who}": (betas, 0, 0) for who, betas in WHOSE.items()}
+    games |= {"told: nobody": (WHOSE["both"], 0, 0), "told: only G": (WHOSE["both"], 1, 0),
+              "told: only D": (WHOSE["both"], 0, 1), "told: both": (WHOSE["both"], 1, 1)}
+    for name, (betas, tell_g, tell_d) in games.items():
+        for seed in seeds:
+            if name.startswith("told"):
+                game = story.told_points_game(tell_g, tell_d, seed)
+                draw_real = story.real_told
+            else:
+                game = story.Game(*story.points_pair(seed=seed), 1e-3, *betas)
+                draw_real = story.real_points
+            measured = []
+            for _ in range(turns):
+                real = draw_real(128, tell_d) if name.startswith("told") else draw_real(128)
+                measured.append(story.take_turn(game, real, story.draw_latent(128, 16)))
+            with torch.no_grad():
+                points = game.generator(story.draw_latent(2000, 16))[:, :2]
+            share, visited = story.on_a_cluster(points)
+            loss = torch.stack(measured[-50:]).mean(dim=0)[0]
+            print(f"| {name} | {seed} | {share:.0%} | {visited} | {loss:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    print(machine(), flush=True)
+    if sys.argv[1:] == ["plane"]:
+        in_the_plane()
+    else:
+        on_digits()

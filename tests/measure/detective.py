@@ -1,6 +1,6 @@
 """What gives the forgeries away: a detective looks at them in several ways, of one seed:
 
-    python tests/measure/detective.py "conditional DCGAN" "conditional DCGAN, one tanh"
+    python tests/measure/detective.py "told DCGAN" "told DCGAN, one tanh"
 
 Trains the named network of exercises.py as the notebook does, then for each way of looking teaches
 the judge's network on 20,000 real and 20,000 forged digits, and tests it on 10,000 unseen of each.
@@ -58,7 +58,7 @@ def told_apart(helpers, real, forged, epochs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["conditional DCGAN"])
+    parser.add_argument("names", nargs="*", default=["told DCGAN"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(machine(), "\n\n| network | looked at | lessons | told apart |\n|---|---|---|---|")

@@ -1,11 +1,12 @@
 """Scores of the notebook's networks, of its exercises and of other changes, measured by hand:
 
     python tests/measure/exercises.py                      all, a minute or two each on 2 cores
-    python tests/measure/exercises.py MLP DCGAN --seeds 0 1 2
+    python tests/measure/exercises.py MLP "told MLP" --seeds 0 1 2
 
 Each is the notebook's own code with the named change, trained as the notebook trains it, or for 6
-epochs where the name begins with a number. Prints rows for results.md. Runs on the CPU, or on the
-device that GAN_DEVICE names. pytest runs all of them on tiny numbers.
+epochs where the name begins with a number. Prints rows for results.md; networks that are told a
+label draw from stretched latents, too. Runs on the CPU, or on the device that GAN_DEVICE names.
+pytest runs all of them on tiny numbers.
 """
 
 import argparse
@@ -25,44 +26,40 @@ from torch.nn.functional import one_hot, pad
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from notebook_code import NOTEBOOK, cell_sources, notebook_code, run_cell  # noqa: E402
 
-SATURATING = {"generator_step": ("loss = binary_cross_entropy_with_logits(logits, ones)",
-                                 "loss = logsigmoid(-logits).mean()")}
 BLACK_AT_MINUS_1 = {"Discriminator": ("images + 1", "images")}
-A_29TH_ROW = {"Discriminator": ("nn.Linear(28 * 28, 512)", "nn.Linear(29 * 28, 512)")}
+LABEL_NOT_HIDDEN = {"LabelReader": ("images[:, :, 30:].detach()", "images[:, :, 30:]")}
 ONE_TANH = {"ConvGenerator": (  # in place of four drawings, each clipped
     "nn.ConvTranspose2d(16, 4, 4, stride=2, padding=1)",
     "nn.ConvTranspose2d(16, 1, 4, stride=2, padding=1)", "nn.Hardtanh()", "nn.Tanh()")}
 
 
-def without_sevens(images, labels):
-    return images[labels != 7]
-
-
-def first_thousand(images, labels):
+def first_thousand(images):
     return images[:1_000]
 
 
 # Name: `network`, if not the MLP; `settings` to change; `code`, the name of a function or class ->
 # (old text, new text, ...) in its cell; `choose`, which images to train on; `islands`, how many of
-# k-means, or "labels". EPOCHS are the notebook's, by network, unless the name begins with a number.
+# k-means are told in place of labels; `stretch`, of latents. EPOCHS are the notebook's, by network,
+# unless the name begins with a number.
 EXERCISES = {
     "MLP": {},
-    "DCGAN": {"network": "dcgan"},
-    "conditional DCGAN": {"network": "conditional"},
-    "conditional DCGAN, one tanh": {"network": "conditional", "code": ONE_TANH},
-    "MLP told the label": {"islands": "labels", "code": A_29TH_ROW},
+    "told MLP": {"network": "told_mlp", "stretch": (0.7, 1.1, 1.2, 1.3, 1.6)},
+    "told MLP, R1 0.3": {"network": "told_mlp", "settings": {"r1_weight": 0.3},
+                         "stretch": (1.1, 1.2, 1.3)},
+    "told DCGAN": {"network": "told_dcgan", "stretch": (1.05, 1.1)},
+    "told DCGAN, R1 3.0": {"network": "told_dcgan", "settings": {"r1_weight": 3.0}},
+    "told DCGAN, label not hidden from R1": {"network": "told_dcgan", "code": LABEL_NOT_HIDDEN},
+    "told DCGAN, one tanh": {"network": "told_dcgan", "code": ONE_TANH},
+    "DCGAN": {"network": "dcgan", "settings": {"r1_weight": 3.0}},
     "6 epochs": {},
     "6 epochs, D sees black as -1": {"code": BLACK_AT_MINUS_1},
-    "1 latent of 2": {"settings": {"latent_dim": 2}},
-    "2 no penalty": {"settings": {"r1_weight": 0.0}},
-    "2 penalty times 100": {"settings": {"r1_weight": 100.0}},
-    "3 rate never falls": {"settings": {"decay_from": 1.0}},
-    "4 saturating loss": {"code": SATURATING},
-    "5 no 7s": {"choose": without_sevens},
-    "6 1,000 images": {"choose": first_thousand},
-    "MLP told 20 islands": {"islands": 20, "code": A_29TH_ROW},  # exercise 8
+    "6 epochs, no penalty": {"settings": {"r1_weight": 0.0}},
+    "6 epochs, penalty times 100": {"settings": {"r1_weight": 100.0}},
+    "6 epochs, 1,000 images": {"choose": first_thousand},
+    "6 epochs, latent of 2": {"settings": {"latent_dim": 2}},
+    "MLP told 20 islands": {"network": "told_mlp", "islands": 20},
 }
-EPOCHS = {"mlp": 16, "dcgan": 5, "conditional": 6}
+EPOCHS = {"mlp": 16, "told_mlp": 16, "dcgan": 5, "told_dcgan": 6}
 
 
 # The notebook's code, changed ---------------------------------------------------------------------
@@ -77,7 +74,7 @@ def cell_of(name):
     return found[0]
 
 
-def story_with(code):
+def story_with(code, kinds=10):
     """The notebook's definitions and settings of a full run, with the code changed as asked."""
     changes = {}
     for name, texts in code.items():
@@ -85,9 +82,8 @@ def story_with(code):
     sources = cell_sources(changes)
     with contextlib.redirect_stdout(io.StringIO()):
         names = notebook_code(sources, device=os.environ.get("GAN_DEVICE", "cpu"))
-    names["settings"] = names["Settings"]()
-    for cell in ("conv-init", "conditional-settings"):
-        run_cell(cell, names, sources)
+    names.update(settings=names["Settings"](), KINDS=kinds)
+    run_cell("conv-init", names, sources)
     return SimpleNamespace(**names)
 
 
@@ -104,54 +100,24 @@ def clusters(images, kinds, rounds=25):
     return nearest
 
 
-def with_row(images, codes):
-    """Images (N, 1, 28, 28) with a 29th row that begins with the codes (N, kinds), 1 as white."""
-    row = torch.full((len(images), 1, 1, 28), -1.0, device=images.device)
-    row.flatten(1)[:, :codes.shape[1]] = 2.0 * codes - 1
-    return torch.cat([images, row], dim=2)
-
-
-def told_mlp(story, islands):
-    """The MLP's generator, told an island: latents with a one-hot code -> (N, 1, 29, 28)."""
-    class ToldMlp(story.Generator):
-        def __init__(self, latent_dim):
-            super().__init__(latent_dim + islands)
-
-        def forward(self, latent):
-            return with_row(super().forward(latent), latent[:, -islands:])
-
-    return ToldMlp
-
-
-def told_game(story, settings, images, labels, islands):
-    """A game of the told MLP; `islands` is "labels", or how many of k-means."""
-    kinds = 10 if islands == "labels" else islands
-    island = labels if islands == "labels" else clusters(images, kinds)
-
-    def draw_told(n, latent_dim):
-        code = one_hot(island[torch.randint(len(island), (n,))], kinds)
-        return torch.cat([story.draw_latent(n, latent_dim), code], dim=1)
-
-    told_images = with_row(images, one_hot(island, kinds))
-    return story.new_game(settings, told_images, told_mlp(story, kinds), draw_latent=draw_told)
-
-
 def game_of(story, exercise, images, labels, **changes):
     """A new game of an exercise, on these images; `changes` to its settings."""
     network = exercise.get("network", "mlp")
-    settings = {"mlp": story.settings, "dcgan": story.dcgan_settings,
-                "conditional": story.conditional_settings}[network]
+    settings = story.dcgan_settings if "dcgan" in network else story.settings
     settings = dataclasses.replace(settings, **{**exercise.get("settings", {}), **changes})
-    if "islands" in exercise:
-        return told_game(story, settings, images, labels, exercise["islands"])
     if network == "mlp":
         return story.new_game(settings, images)
-    padded = pad(images, (2, 2, 2, 2), value=-1)
     if network == "dcgan":
-        return story.new_game(settings, padded, story.ConvGenerator, story.ConvDiscriminator)
-    ticked = story.tick(padded, one_hot(labels, story.KINDS))
-    return story.new_game(settings, ticked, story.ConditionalGenerator, story.TickReader,
-                          partial(story.ask_for_any, labels=labels))
+        framed = pad(images, (2, 2, 2, 2), value=-1)
+        return story.new_game(settings, framed, story.ConvGenerator, story.ConvDiscriminator)
+    codes, draw_any = one_hot(labels, story.KINDS), partial(story.ask_for_any, labels=labels)
+    if network == "told_mlp":
+        labelled = story.write_label(pad(images, (0, 0, 0, 1), value=-1), codes, rows=1)
+        return story.new_game(settings, labelled, story.told_mlp_generator,
+                              story.told_mlp_discriminator, draw_any)
+    labelled = story.write_label(pad(images, (2, 2, 2, 2), value=-1), codes, rows=2)
+    return story.new_game(settings, labelled, story.told_conv_generator, story.LabelReader,
+                          draw_any)
 
 
 def inner(images):
@@ -169,9 +135,11 @@ def silent_train(story, *arguments):
 def run(name, images, labels, epochs=None, **changes):
     """Train as the exercise asks. Returns the story and its game."""
     exercise = EXERCISES[name]
-    story = story_with(exercise.get("code", {}))
+    story = story_with(exercise.get("code", {}), exercise.get("islands", 10))
     if "choose" in exercise:
-        images = exercise["choose"](images, labels)
+        images = exercise["choose"](images)
+    if "islands" in exercise:
+        labels = clusters(images, exercise["islands"])
     game = game_of(story, exercise, images, labels, **changes)
     full = 6 if name[0].isdigit() else EPOCHS[exercise.get("network", "mlp")]
     silent_train(story, game, epochs or full)
@@ -186,8 +154,27 @@ def cells_of(row):
             f"{row['coverage']:.3f} | {row['confident']:.1%} | {row['kl']:.3f}")
 
 
+def shares_of_digits(probabilities):
+    """The share of the images that the judge reads as each digit, (kinds,)."""
+    count = probabilities.argmax(dim=1).bincount(minlength=probabilities.shape[1])
+    return count / len(probabilities)
+
+
+def kl(drawn, wanted):
+    """The Kullback-Leibler divergence of two lists of shares, in nats."""
+    return (torch.xlogy(drawn, drawn) - torch.xlogy(drawn, wanted)).sum().item()
+
+
+def covered(story, real, fake):
+    """Coverage: the share of real images with a drawing in their own ball (Naeem et al., 2020)."""
+    with story.helpers.exact_products():
+        distances = torch.cdist(fake.features, real.features)
+    return (distances <= real.radii).any(dim=0).float().mean().item()
+
+
 class Scorer:
-    """The notebook's scores against the test images, whose side is taken once."""
+    """The notebook's scores against the test images, whose side is taken once; and coverage, and
+    the shares of digits that the judge reads and their divergence from those of real images."""
 
     def __init__(self, story, test_images):
         self.judge = story.helpers.load_judge().to(test_images.device)
@@ -198,61 +185,55 @@ class Scorer:
         return self.story.side_of(*self.story.helpers.judge_images(self.judge, inner(images)))
 
     def score(self, images):
-        return self.story.score(self.real, self.side_of(images))
+        fake = self.side_of(images)
+        shares = shares_of_digits(fake.probabilities)
+        return self.story.score(self.real, fake) | {
+            "coverage": covered(self.story, self.real, fake), "shares": shares.tolist(),
+            "kl": kl(shares, shares_of_digits(self.real.probabilities))}
 
     def read(self, images):
         """What digit the judge reads in each image, (N,)."""
         return self.story.helpers.judge_images(self.judge, inner(images))[1].argmax(dim=1)
 
 
-def latents_of(name, story, game, samples):
-    """As in the notebook: any latents, and as many of each digit where the network is told it."""
-    if name.startswith("conditional"):
-        digits = torch.arange(samples, device=story.device) % story.KINDS
-        return story.ask(digits, story.draw_latent(samples, game.settings.latent_dim))
-    return game.draw_latent(samples)
+def latents_of(story, game, told, samples):
+    """As in the notebook: any latents, and as many of each label where the network is told it."""
+    if not told:
+        return game.draw_latent(samples)
+    labels = torch.arange(samples, device=story.device) % story.KINDS
+    return story.ask(labels, story.draw_latent(samples, game.settings.latent_dim))
 
 
 def report(name, seed, story, game, scorer, images):
     """Print the rows of a run, and what else results.md says of it."""
+    exercise, size = EXERCISES[name], game.settings.latent_dim
     seconds = sum(means["seconds"] for means in game.history)
 
     def print_row(name, drawn):
-        row = scorer.score(drawn)
-        print(f"| {name} | {seed} | {len(game.history)} | {seconds:.0f} s | {cells_of(row)} | "
-              f"{game.history[-1][story.MEASURED[0]]:.2f} |", flush=True)
-        return row
+        print(f"| {name} | {seed} | {len(game.history)} | {seconds:.0f} s | "
+              f"{cells_of(scorer.score(drawn))} | {game.history[-1][story.MEASURED[0]]:.2f} |",
+              flush=True)
 
     torch.manual_seed(seed + 1)
-    latent = latents_of(name, story, game, len(scorer.test_images))
+    told = exercise.get("network", "mlp").startswith("told")
+    latent = latents_of(story, game, told, len(scorer.test_images))
     drawn = story.helpers.generate(game.average, latent)
-    row = print_row(name, drawn)
-    if name in ("MLP", "6 epochs", "3 rate never falls"):
+    print_row(name, drawn)
+    if not told:
         print_row(f"{name}, not averaged", story.helpers.generate(game.generator, latent))
-    if name.startswith("conditional"):
-        asked = latent[:, -story.KINDS:].argmax(dim=1)
+    for stretch in exercise.get("stretch", ()):
+        stretched = torch.cat([stretch * latent[:, :size], latent[:, size:]], dim=1)
+        print_row(f"{name}, latents x {stretch}", story.helpers.generate(game.average, stretched))
+    if told and "islands" not in exercise:
+        asked = latent[:, size:].argmax(dim=1)
         print(f"  {(scorer.read(drawn) == asked).float().mean():.1%} read as asked", flush=True)
-    if name == "5 no 7s":
-        print(f"  {row['shares'][7]:.2%} of the drawings read as 7", flush=True)
-    if name in ("6 epochs", "6 1,000 images"):
-        chosen = images[:1_000] if name == "6 1,000 images" else images
+    if name == "6 epochs, 1,000 images":
+        few, others = images[:1_000], images[1_000:2_000]
         for what, pictures in [("drawings", drawn), ("test images", scorer.test_images)]:
-            distances, _ = story.nearest_images(pictures[:2_000], chosen)
-            print(f"  {what} lie at {distances.median():.2f} from the nearest", flush=True)
-    if name == "6 epochs":
-        print_row("7 kept by e^l", kept_by_d(story, game))
-
-
-def kept_by_d(story, game, turns=468, drawn=40_000, kept=10_000):
-    """Exercise 7: train D alone against the average, then keep drawings in proportion to e^l."""
-    story.set_rate(game, 1e-4)
-    for _ in range(turns):
-        fake = story.helpers.generate(game.average, game.draw_latent(128))
-        story.discriminator_step(game.discriminator, game.d_optimizer, game.draw_real(128), fake)
-    drawings = story.helpers.generate(game.average, game.draw_latent(drawn))
-    with torch.no_grad():
-        logits = torch.cat([game.discriminator(chunk) for chunk in drawings.split(1000)])
-    return drawings[torch.multinomial(logits.exp(), kept)]
+            to_few, to_others = (story.nearest_images(pictures[:2_000], known)[0].median().item()
+                                 for known in (few, others))
+            print(f"  {what} lie at {to_few:.2f} from the nearest of the thousand, at "
+                  f"{to_others:.2f} from the nearest of another thousand", flush=True)
 
 
 def matrix_rate(precision, n=2048):

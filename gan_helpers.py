@@ -103,19 +103,26 @@ def load_mnist(train: bool, device: torch.device | str = "cpu",
     return images[:, None].to(device).float().div_(127.5).sub_(1), labels.to(device).long()
 
 
-def check_ranges(settings, **ranges: tuple) -> None:
-    """Check numbers of a dataclass, and make them Python's own: a checkpoint takes no others.
+RANGES = {  # of the notebook's settings: the lowest and the highest value; int: a whole number
+    "seed": (0, 2**63 - 1), "batch_size": (2, 60_000), "turns_per_epoch": (1, 1_000_000),
+    "latent_dim": (1, 10_000), "learning_rate": (0.0, 1.0), "decay_from": (0.0, 1.0),
+    "beta1": (0.0, 0.9999), "beta2": (0.0, 0.9999), "r1_weight": (0.0, 10_000.0),
+    "r1_every": (1, 1_000_000)}
 
-    `ranges`: the name of a setting = its lowest and its highest value, whole numbers (int) where
-    the setting must be whole. Raises ValueError with the name and value of the first that is not.
+
+def check_settings(settings) -> None:
+    """Check a dataclass of settings, and make its numbers Python's own: a checkpoint takes no
+    others. Raises ValueError with the name, the value and the range of the first that cannot work.
     """
-    for name, (low, high) in ranges.items():
+    for name, (low, high) in RANGES.items():
         value, kind = getattr(settings, name), type(low)
         wanted = numbers.Integral if kind is int else numbers.Real
         if not (isinstance(value, wanted) and low <= value <= high):  # NaN is in no range
             hint = " (a whole number)" if kind is int else ""
             raise ValueError(f"{name} = {value!r} must be from {low:,} to {high:,}{hint}")
         object.__setattr__(settings, name, kind(value))  # a frozen dataclass takes it only so
+    if not str(settings.name).replace("_", "").isalnum():
+        raise ValueError(f"name = {settings.name!r} must be letters, digits and _")
 
 
 @contextlib.contextmanager
@@ -189,7 +196,8 @@ def report(progress: tqdm, turn: int, means: dict[str, float]) -> None:
 PAGE = 9.6  # inches, the width of a full picture
 DPI = 100   # pixels an inch
 GAP = 2     # pixels between the images of a grid, before they are enlarged
-REAL, G, D = "black", "C0", "C1"  # colours, the same in every figure: G is blue and D is orange
+REAL, G = "black", "C0"  # the same colours in every figure; D's is orange
+SAYS = "D says: 'real'"
 
 
 def picture(name: str, width: int):
@@ -261,7 +269,7 @@ def _grid_figure(images, columns, title="", labels=(), row_labels=(), column_lab
     axes.set_xticks([(n + 0.5) * across for n in range(len(column_labels))], column_labels)
     for index, label in enumerate(labels):
         x, y = index % columns * across + 3 * scale, index // columns * down + 3 * scale
-        axes.text(x, y, label, color="gold", fontsize=10, va="top")
+        axes.text(x, y, label, color="gold", fontsize=10, weight="bold", va="top")
     return figure, heights
 
 
@@ -285,19 +293,19 @@ def plot_games(games: list[dict], columns: int, group: int) -> None:
     names = [game["name"] for game in games]
     figure, heights = _grid_figure(torch.cat(shown), columns, row_labels=names, group=group,
                                    right=2.2)
-    share = 2.2 / figure.get_figwidth()
+    bottom, share = figure.get_figheight() * DPI, 2.2 / figure.get_figwidth()
     axes = figure.add_axes((1 - 0.92 * share, 0, 0.87 * share, 1))
     axes.hlines(heights, 0, 1, color="lightgray", linewidth=2, zorder=1)
-    axes.vlines(0.5, 0, figure.get_figheight() * DPI, color="gray", linestyle=":", zorder=1)
+    axes.vlines(0.5, 0, bottom, color="gray", linestyle=":", zorder=1)
     for name, label, colour, above in [("D(x)", "real", REAL, True), ("D(G(z))", "fake", G, False)]:
         verdicts = [game[name] for game in games]
-        axes.scatter(verdicts, heights, s=60, color=colour, label=f"{label}: ${name}$", zorder=2)
+        axes.scatter(verdicts, heights, s=60, color=colour, zorder=2)
         for verdict, height in zip(verdicts, heights):
             axes.text(min(max(verdict, 0.12), 0.88), height + (-9 if above else 9),
                       f"{label} {verdict:.2f}", color=colour, ha="center",
-                      va="bottom" if above else "top")
-    axes.set(xlim=(-0.08, 1.08), ylim=(figure.get_figheight() * DPI, 0), yticks=[],
-             xticks=[0, 0.5, 1], title="$D$ says: 'real'")
+                      va="bottom" if above else "top", backgroundcolor="white", zorder=1.5)
+    axes.set(xlim=(-0.08, 1.08), ylim=(bottom, 0), yticks=[], xticks=[0, 0.5, 1],
+             title=SAYS)
     axes.set_frame_on(False)
     show()
 
@@ -330,7 +338,7 @@ def plot_paths(paths: dict, xlabel: str, ylabel: str) -> None:
         for at in (len(path) // 20, len(path) // 8):
             axes.annotate("", path[at + 3], path[at], arrowprops={"arrowstyle": "-|>"})
         axes.plot(*path[0], "o", color="black", zorder=3)
-        axes.plot(0, 0, "*", color="red", markersize=13, zorder=3)
+        axes.plot(0, 0, "*", color="red", markersize=11, zorder=0)
         axes.set(title=title, xlabel=xlabel, aspect="equal", xlim=(-reach, reach),
                  ylim=(-reach, reach))
     all_axes[0].set_ylabel(ylabel)
@@ -384,19 +392,19 @@ def plot_balls(panels: dict) -> None:
         axes.scatter(*points[inside].T, s=40, color=theirs, edgecolors=theirs)
         axes.scatter(*points[~inside].T, s=40, facecolors="none", edgecolors=theirs)
         axes.set(title=f"{title}: {inside.sum()} of {len(points)}", xticks=[], yticks=[],
-                 aspect="equal")
+                 aspect="equal", xlabel="cross: centre of a ball; filled dot: lies in a ball")
     show()
 
 
 def plot_tradeoff(lines: dict, xlabel: str, ylabel: str) -> None:
     """Show points (x, y, label), name in the legend = one or several, which a line joins."""
     figure, axes = plt.subplots(figsize=(PAGE * 0.75, 4.6), dpi=DPI, layout="constrained")
-    styles = [("*", REAL), ("s", "C7"), ("o", "C0"), ("v", "C2")]
-    for (name, points), (marker, colour) in zip(lines.items(), styles):
+    styles = [("*", REAL, 6), ("s", "C7", 6), ("o", "C0", 6), ("v", "C2", -14)]
+    for (name, points), (marker, colour, above) in zip(lines.items(), styles):
         x, y, labels = zip(*points)
         axes.plot(x, y, marker=marker, markersize=9, color=colour, label=name)
         for place in zip(x, y, labels):
-            axes.annotate(place[2], place[:2], (8, 5), textcoords="offset points")
+            axes.annotate(place[2], place[:2], (8, above), textcoords="offset points", color=colour)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.margins(0.12)
     axes.grid(color="0.93")
@@ -404,8 +412,8 @@ def plot_tradeoff(lines: dict, xlabel: str, ylabel: str) -> None:
     show()
 
 
-TINTS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933",
-         "#AA4499", "#E08030")  # Paul Tol's "muted", and an orange: colour-blind readers too
+TINTS = ("#CC6677", "#332288", "#B8A038", "#117733", "#4FA3D1", "#882255", "#44AA99", "#7F7F1F",
+         "#AA4499", "#8C5A3C")  # after Paul Tol's "muted", for colour-blind readers, no orange
 
 
 def plot_map(images: torch.Tensor, digits: torch.Tensor, certainty: torch.Tensor,
@@ -439,14 +447,33 @@ PLACES = torch.cartesian_prod(LINE, LINE).flip(1)  # (61 * 61, 2), row by row fr
 D_SAYS = LinearSegmentedColormap.from_list("D says", ["white", "#FFD9B0", "#FF7F0E"], 16)
 
 
+def hits(points: torch.Tensor, rings: tuple) -> tuple[float, int]:
+    """The share of points (N, 2) in a ring, and how many rings hold at least 1 % of the points.
+
+    `rings`: centres (K, 2) and their radius.
+    """
+    distance, nearest = torch.cdist(points, rings[0]).min(dim=1)
+    in_ring = nearest[distance < rings[1]]
+    reached = (in_ring.bincount(minlength=len(rings[0])) >= 0.01 * len(points)).sum().item()
+    return len(in_ring) / len(points), reached
+
+
+def plane_panel(title: str, points: torch.Tensor, values: torch.Tensor, rings: tuple) -> dict:
+    """A map of the plane, as `plot_plane` and `plane_film` take it; its caption counts the hits."""
+    share, reached = hits(points, rings)
+    return {"title": title, "points": points, "values": values,
+            "caption": f"{reached} of {len(rings[0])} rings; {share:.0%} of the points"}
+
+
 def _draw_plane(axes, panel, rings, limits):
     """One map of the plane, as `plot_plane` describes it. Returns what a bar of colours needs."""
     values = panel["values"].cpu().numpy().reshape(61, 61)
     points, centres = panel["points"][:700].cpu().numpy(), rings[0].cpu().numpy()
     shown = axes.imshow(values, vmin=limits[0], vmax=limits[1], cmap=D_SAYS, origin="lower",
                         extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="bilinear")
-    if values.min() < sum(limits) / 2 < values.max():
-        axes.contour(*PLACES.T.reshape(2, 61, 61).numpy(), values, [sum(limits) / 2],
+    low, high, half = values.min(), values.max(), sum(limits) / 2
+    if low < half < high and high - low > 0.2 * (limits[1] - limits[0]):  # else D is nearly flat
+        axes.contour(*PLACES.T.reshape(2, 61, 61).numpy(), values, [half],
                      colors="gray", linewidths=1)
     for colour, width in (("black", 2.2), ("white", 1)):
         axes.add_collection(EllipseCollection(
@@ -454,23 +481,19 @@ def _draw_plane(axes, panel, rings, limits):
             edgecolors=colour, linewidths=width, offset_transform=axes.transData))
     axes.scatter(*points.T, s=5, color=G, linewidths=0, zorder=2)
     if "mark" in panel:
-        (x, y), text = panel["mark"]
-        axes.plot(x, y, "o", color=G, markeredgecolor="white", markersize=13, zorder=3)
-        inwards = (10 if x < 0 else -10, 12 if y < 0 else -12)  # the text stays in the frame
-        axes.annotate(text, (x, y), inwards, textcoords="offset points",
-                      ha="left" if x < 0 else "right", va="bottom" if y < 0 else "top",
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 2}, zorder=3)
+        axes.plot(*panel["mark"], "o", color="none", markeredgecolor="black", markersize=16)
     axes.set(xticks=[], yticks=[], xlim=(-PLANE, PLANE), ylim=(-PLANE, PLANE),
              title=panel["title"], xlabel=panel["caption"])
     return shown
 
 
-def plot_plane(panels: list[dict], rings: tuple, limits=(0, 1), label="$D$ says: 'real'") -> None:
+def plot_plane(panels: list[dict], rings: tuple, limits=(0, 1), label: str = SAYS) -> None:
     """Show maps of the plane side by side: what D says in orange, G's points in blue.
 
     `panels`: dicts with a `title`, a `caption`, `points` (N, 2), of which 700 are drawn, `values`
-    (61 * 61,) at PLACES, and perhaps a `mark`, a place (x, y) and its text. `rings`: centres (K, 2)
-    and their radius. `limits`: values that are white and full orange; a grey line is half-way.
+    (61 * 61,) at PLACES, and perhaps a `mark`, a place (x, y) for a black circle. `rings`: centres
+    (K, 2) and their radius. `limits`: values that are white and full orange; a grey line is
+    half-way between them.
     """
     size = (PAGE, 0.6 + 0.9 * PAGE / len(panels))
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, dpi=DPI, layout="constrained",
@@ -516,11 +539,12 @@ def plane_film(panels: list[dict], rings: tuple) -> bytes:
     """Maps of the plane, described as in `plot_plane`, as a looping film: an animated PNG."""
     def figures():
         for panel in panels:
-            figure, axes = plt.subplots(figsize=(4.2, 4.5), dpi=DPI, layout="constrained")
-            _draw_plane(axes, panel, rings, limits=(0, 1))
+            figure, axes = plt.subplots(figsize=(4.5, 4.2), dpi=DPI, layout="constrained")
+            shown = _draw_plane(axes, panel, rings, limits=(0, 1))
+            figure.colorbar(shown, shrink=0.8, pad=0.02, label=SAYS)
             yield figure
 
-    return _film(figures(), 300, 28, "png")[0]
+    return _film(figures(), 300, 40, "png")[0]
 
 
 # The judge ----------------------------------------------------------------------------------------
@@ -672,6 +696,18 @@ def checksum(images: torch.Tensor) -> int:
     return zlib.crc32(greys.flatten().cpu().numpy())
 
 
+def fingerprint(images: torch.Tensor) -> dict:
+    """What tells these images from others: their number and a checksum."""
+    return {"images": len(images), "checksum of the images": checksum(images)}
+
+
+def check_size(drawn: torch.Tensor, real: torch.Tensor) -> None:
+    """Raise ValueError, with both sizes, if drawings and real images differ in size."""
+    if drawn.shape[1:] != real.shape[1:]:
+        raise ValueError(f"G draws images of {tuple(drawn.shape[1:])}, and the real ones are "
+                         f"{tuple(real.shape[1:])}")
+
+
 def _parts(game) -> dict:
     """What a checkpoint keeps of a game: all but functions; `settings` and `data` as one dict."""
     parts = {name: part for name, part in vars(game).items()
@@ -721,6 +757,23 @@ def load_checkpoint(game, path: Path | str) -> None:
         else:
             setattr(game, name, saved[name])
     torch.set_rng_state(saved["random"].cpu())
+
+
+def begin(game, checkpoint: Path, resume: bool):
+    """Put a freshly made game to where its checkpoint stands, if `resume`, and return it.
+
+    A printed line says what happens to the checkpoint of an earlier run. Raises what
+    `load_checkpoint` raises.
+    """
+    if resume and checkpoint.exists():
+        load_checkpoint(game, checkpoint)
+        print(f"RESUME: {checkpoint.name} has {game.turn:,} turns; the game goes on from there.")
+    elif resume:
+        print(f"RESUME: there is no {checkpoint} to go on from, so this game begins afresh.")
+    elif checkpoint.exists():
+        print(f"A new game: {checkpoint.name} of an earlier one is replaced when the first epoch "
+              "ends. RESUME = True goes on with it instead.")
+    return game
 
 
 def export_generator(generator: nn.Module, path: Path | str, *example: torch.Tensor) -> None:

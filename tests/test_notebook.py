@@ -202,6 +202,29 @@ def test_each_step_lowers_softplus_and_moves_its_own_player_only(story):
     assert moved and all(name.startswith("..0.") for name in moved)
 
 
+AT_ONCE = ("        psi -= 0.2 * d_push\n", "", "        theta -= 0.2 * g_push\n",
+           "        psi -= 0.2 * d_push\n        theta -= 0.2 * g_push\n")
+MINUS_LOG_D = ("g_slope = -psi / (1 + math.exp(-psi * theta))",
+               "g_slope = -psi / (1 + math.exp(psi * theta))")
+
+
+@pytest.mark.parametrize("change, momentum, least, most, still_moves", [
+    ((), 0.0, 0.97, 1.03, True), (AT_ONCE, 0.0, 2.0, 3.0, True),
+    (MINUS_LOG_D, 0.0, 0.2, 0.5, True), ((), 0.9, 5.2, 5.4, False),
+    (MINUS_LOG_D, 0.9, 5.4, 5.6, True)])
+def test_the_smallest_game_circles_runs_away_or_comes_closer_as_the_text_says(
+        change, momentum, least, most, still_moves):
+    """How far from the goal it is after 300 turns, having begun at a distance of 1."""
+    path = notebook_code(cell_sources({"duel": change}))["duel"](momentum=momentum)
+    assert path[0] == (1, 0) and least < math.hypot(*path[-1]) < most
+    assert (math.dist(path[-1], path[-30]) > 0.1) == still_moves
+
+
+def test_the_smallest_game_arrives_with_a_penalty_and_its_average_nearly(story):
+    assert math.hypot(*story.duel(penalty=0.3)[-1]) < 1e-3
+    assert math.hypot(*story.duel(average=0.99)[-1]) < 0.1
+
+
 def test_r1_is_that_of_finite_differences_and_half_of_it_times_its_weight_is_charged(story):
     nn = torch.nn
     small_d = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1),

@@ -1,9 +1,10 @@
 """Sections 5 and 7 of the notebook with three seeds: whose momentum, each cure with and without it,
 and the recipe of most tutorials. Two epochs, networks, batches and turns as in the notebook:
 
-    python tests/measure/cures.py                 the digits, 15 to 25 s a game on 2 cores
-    python tests/measure/cures.py plane           the same four games in the plane, and those of
-                                                  section 12: told by whom?
+    python tests/measure/cures.py          the digits, 15 to 25 s a game on 2 cores
+    python tests/measure/cures.py lag      what D says of fakes that are some turns old
+    python tests/measure/cures.py plane    the four games of section 7 in the plane, and those of
+                                           section 12: told by whom?
 
 Prints rows for results.md. D(x), D(G(z)) and D's loss are means of the last 50 turns.
 """
@@ -42,16 +43,19 @@ def play(story, images, seed, betas, rate, r1_weight, turns):
     return game, (loss, d_real, d_fake)
 
 
+@torch.no_grad()
 def verdicts_on_older_fakes(story, game, images, turns=100):
-    """While a game goes on: D's mean verdict on what G drew so many turns ago, for each of AGES."""
+    """While a game goes on, before each of its turns: D's mean verdict on real images, and on what
+    G drew so many turns ago from the same latents, for each of AGES."""
     latent, drawn, verdicts = story.draw_latent(128), [], []
     for _ in range(max(AGES) + turns):
-        drawn.append(story.helpers.generate(game.generator, latent))
-        story.take_turn(game, story.draw_from(images, 128), story.draw_latent(128))
+        drawn.append(game.generator(latent))
         if len(drawn) > max(AGES):
-            with torch.no_grad():
-                of_age = [game.discriminator(drawn[-1 - age]).sigmoid().mean() for age in AGES]
-            verdicts.append(torch.stack(of_age))
+            seen = [story.draw_from(images, 128), *(drawn[-1 - age] for age in AGES)]
+            verdicts.append(torch.stack([game.discriminator(each).sigmoid().mean()
+                                         for each in seen]))
+        with torch.enable_grad():
+            story.take_turn(game, story.draw_from(images, 128), story.draw_latent(128))
     return torch.stack(verdicts).mean(dim=0).tolist()
 
 
@@ -63,7 +67,6 @@ def on_digits(turns=2 * 468, samples=10_000, seeds=(0, 1, 2)):
     print("\n| game | seed | Fréchet | precision | recall | confident | most read as one digit | "
           "D's loss | D(x) | D(G(z)) |\n|---|---|---|---|---|---|---|---|---|---|")
     latent = torch.randn(samples, 100, generator=torch.Generator().manual_seed(2)).to(story.device)
-    older = []
     for name, (betas, rate, r1_weight) in GAMES.items():
         for seed in seeds:
             game, (loss, d_real, d_fake) = play(story, images, seed, betas, rate, r1_weight, turns)
@@ -75,13 +78,19 @@ def on_digits(turns=2 * 468, samples=10_000, seeds=(0, 1, 2)):
                 print(f"| {end} | {seed} | {row['frechet']:.1f} | {row['precision']:.3f} | "
                       f"{row['recall']:.3f} | {row['confident']:.1%} | {max(row['shares']):.1%} | "
                       f"{loss:.2f} | {d_real:.2f} | {d_fake:.2f} |", flush=True)
-            if r1_weight == 0 and rate == 1e-3:
-                older.append((name, seed, verdicts_on_older_fakes(story, game, images)))
+
+
+def on_older_fakes(turns=2 * 468, seeds=(0, 1, 2)):
+    story = story_with({})
+    images, _ = story.helpers.load_mnist(train=True, device=story.device)
     columns = " | ".join(f"{age} turns old" for age in AGES)
-    print(f"\nD's verdict on fakes by their age:\n\n| game | seed | {columns} |"
-          f"\n|---|---|{'---|' * len(AGES)}")
-    for name, seed, verdicts in older:
-        print(f"| {name} | {seed} | {' | '.join(f'{verdict:.2f}' for verdict in verdicts)} |")
+    print(f"\n| game | seed | real images | {columns} |\n|---|---|---|{'---|' * len(AGES)}")
+    for name in ("momentum: only D", "momentum: nobody"):
+        for seed in seeds:
+            game, _ = play(story, images, seed, *GAMES[name], turns)
+            verdicts = verdicts_on_older_fakes(story, game, images)
+            columns = " | ".join(f"{verdict:.2f}" for verdict in verdicts)
+            print(f"| {name} | {seed} | {columns} |", flush=True)
 
 
 def in_the_plane(turns=2000, seeds=(0, 1, 2)):
@@ -105,14 +114,11 @@ def in_the_plane(turns=2000, seeds=(0, 1, 2)):
                 measured.append(story.take_turn(game, real, story.draw_latent(128, 16)))
             with torch.no_grad():
                 points = game.generator(story.draw_latent(2000, 16))[:, :2]
-            share, visited = story.on_a_cluster(points)
+            share, visited = story.helpers.hits(points, story.RINGS)
             loss = torch.stack(measured[-50:]).mean(dim=0)[0]
             print(f"| {name} | {seed} | {share:.0%} | {visited} | {loss:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
     print(machine(), flush=True)
-    if sys.argv[1:] == ["plane"]:
-        in_the_plane()
-    else:
-        on_digits()
+    {"": on_digits, "lag": on_older_fakes, "plane": in_the_plane}["".join(sys.argv[1:])]()

@@ -42,7 +42,7 @@ def first_thousand(images):
 # k-means are told in place of labels; `stretch`, of latents. EPOCHS are the notebook's, by network,
 # unless the name begins with a number.
 EXERCISES = {
-    "MLP": {},
+    "MLP": {"stretch": (0.8, 0.9, 1.1)},
     "told MLP": {"network": "told_mlp", "stretch": (0.7, 1.1, 1.2, 1.3, 1.6)},
     "told MLP, R1 0.3": {"network": "told_mlp", "settings": {"r1_weight": 0.3},
                          "stretch": (1.1, 1.2, 1.3)},
@@ -196,9 +196,9 @@ class Scorer:
         return self.story.helpers.judge_images(self.judge, inner(images))[1].argmax(dim=1)
 
 
-def latents_of(story, game, told, samples):
-    """As in the notebook: any latents, and as many of each label where the network is told it."""
-    if not told:
+def latents_of(story, game, digits_are_told, samples):
+    """As in the notebook: any latents, and as many of each digit where the network is told it."""
+    if not digits_are_told:
         return game.draw_latent(samples)
     labels = torch.arange(samples, device=story.device) % story.KINDS
     return story.ask(labels, story.draw_latent(samples, game.settings.latent_dim))
@@ -216,7 +216,8 @@ def report(name, seed, story, game, scorer, images):
 
     torch.manual_seed(seed + 1)
     told = exercise.get("network", "mlp").startswith("told")
-    latent = latents_of(story, game, told, len(scorer.test_images))
+    digits_are_told = told and "islands" not in exercise
+    latent = latents_of(story, game, digits_are_told, len(scorer.test_images))
     drawn = story.helpers.generate(game.average, latent)
     print_row(name, drawn)
     if not told:
@@ -224,7 +225,7 @@ def report(name, seed, story, game, scorer, images):
     for stretch in exercise.get("stretch", ()):
         stretched = torch.cat([stretch * latent[:, :size], latent[:, size:]], dim=1)
         print_row(f"{name}, latents x {stretch}", story.helpers.generate(game.average, stretched))
-    if told and "islands" not in exercise:
+    if digits_are_told:
         asked = latent[:, size:].argmax(dim=1)
         print(f"  {(scorer.read(drawn) == asked).float().mean():.1%} read as asked", flush=True)
     if name == "6 epochs, 1,000 images":

@@ -462,7 +462,7 @@ def plane_panel(title: str, points: torch.Tensor, values: torch.Tensor, rings: t
     """A map of the plane, as `plot_plane` and `plane_film` take it; its caption counts the hits."""
     share, reached = hits(points, rings)
     return {"title": title, "points": points, "values": values,
-            "caption": f"{reached} of {len(rings[0])} rings; {share:.0%} of the points"}
+            "caption": f"{reached} rings, {share:.0%} of points"}
 
 
 def _draw_plane(axes, panel, rings, limits):

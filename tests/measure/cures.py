@@ -95,7 +95,7 @@ def on_older_fakes(turns=2 * 468, seeds=(0, 1, 2)):
 
 def in_the_plane(turns=2000, seeds=(0, 1, 2)):
     story = story_with({})
-    print("\n| game in the plane | seed | points on a cluster | clusters visited | D's loss |"
+    print("\n| game in the plane | seed | points in a ring | rings visited | D's loss |"
           "\n|---|---|---|---|---|")
     games = {f"momentum: {who}": (betas, 0, 0) for who, betas in WHOSE.items()}
     games |= {"told: nobody": (WHOSE["both"], 0, 0), "told: only G": (WHOSE["both"], 1, 0),

@@ -1,9 +1,9 @@
-"""Plumbing for HandwrittenNumberGAN.ipynb: what a reader of the story would skip.
+"""Plumbing for HandwrittenNumberGAN.ipynb: everything that a reader of the story may skip.
 
-Every function can be used alone in a fresh session; nothing here knows the notebook's classes.
+Each function can be used on its own, and nothing here knows the notebook's classes.
 
-Images are float tensors (N, 1, H, W) with pixels in [-1, 1] (-1 is black, 1 is white) unless a
-docstring says otherwise. Pictures take tensors from any device.
+Images are float tensors (N, 1, H, W) with pixels from -1 (black) to 1 (white), unless a docstring
+says otherwise. Functions that show pictures take tensors from any device.
 """
 
 import base64
@@ -44,10 +44,10 @@ JUDGE_FILE = FOLDER / "data" / "judge.pt"
 # Device, data, settings ---------------------------------------------------------------------------
 
 def choose_device() -> torch.device:
-    """The device to train on: the variable GAN_DEVICE, else a GPU if there is one, else the CPU.
+    """The device to train on: what GAN_DEVICE names, or else a GPU if there is one, or the CPU.
 
-    A GPU that cannot do a first addition is passed over, which a printed line says. Raises
-    ValueError, which says what is there, if GAN_DEVICE names something else.
+    A GPU that fails at a first addition is not used; a printed line says so. Raises ValueError if
+    GAN_DEVICE names a device that this machine lacks; the message lists those that it has.
     """
     present = ["cpu"]
     if torch.accelerator.is_available():
@@ -60,7 +60,7 @@ def choose_device() -> torch.device:
             f"GAN_DEVICE = {name!r} is not in this machine, which has: {', '.join(present)}")
     try:
         torch.ones(2, device=name) + 1
-    except Exception as error:  # a GPU too old for this PyTorch is found, and fails only here
+    except Exception as error:  # PyTorch finds a GPU that is too old for it, which fails only here
         reason, *_ = [*str(error).splitlines(), type(error).__name__]
         print(f"The device {name} fails ({reason}), so the CPU does the work.")
         name = "cpu"
@@ -68,13 +68,15 @@ def choose_device() -> torch.device:
 
 
 def _read_archive(path: Path, dimensions: int) -> torch.Tensor:
-    """The bytes of a gzipped IDX file (LeCun's format) as a uint8 tensor; OSError if it is not one.
+    """The bytes of a gzipped IDX file (MNIST's format) as a uint8 tensor.
+
+    Raises OSError, which says how to get the file back, if it is missing or damaged.
     """
     try:
-        with gzip.open(path) as file:  # its checksum finds damage
+        with gzip.open(path) as file:  # gzip's own checksum finds damage
             content = bytearray(file.read())
         magic, *sizes = struct.unpack_from(f">{1 + dimensions}i", content)
-        if magic != 0x800 + dimensions:  # 8: bytes; then the number of dimensions
+        if magic != 0x800 + dimensions:  # 8 stands for bytes, then comes the number of dimensions
             raise ValueError("another kind of file has this name")
         start = 4 + 4 * dimensions
         return torch.frombuffer(content, dtype=torch.uint8, offset=start).view(sizes)
@@ -87,9 +89,10 @@ def load_mnist(train: bool, device: torch.device | str = "cpu",
                folder: Path | str = ARCHIVES) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST (LeCun, Cortes and Burges, 1998) as two tensors on `device`, read from its archives.
 
-    Returns images, float32 (N, 1, 28, 28) in [-1, 1], and labels, int64 (N,) from 0 on: the 60,000
-    training images or the 10,000 test images, or what other data in the same format holds. Raises
-    OSError if an archive is missing, damaged, swapped with another or of other images.
+    Returns images, float32 (N, 1, 28, 28) in [-1, 1], and labels, int64 (N,), beginning with 0.
+    There are 60,000 images to train on (`train`) and 10,000 to test with; another data set in the
+    same format may have other numbers of them. Raises OSError if an archive is missing or damaged,
+    or if images and labels do not belong together.
     """
     stem = "train" if train else "t10k"
     image_path = Path(folder) / f"{stem}-images-idx3-ubyte.gz"
@@ -103,7 +106,7 @@ def load_mnist(train: bool, device: torch.device | str = "cpu",
     return images[:, None].to(device).float().div_(127.5).sub_(1), labels.to(device).long()
 
 
-RANGES = {  # of the notebook's settings: the lowest and the highest value; int: a whole number
+RANGES = {  # for each setting of the notebook, its lowest and highest value; an int must be whole
     "seed": (0, 2**63 - 1), "batch_size": (2, 60_000), "turns_per_epoch": (1, 1_000_000),
     "latent_dim": (1, 10_000), "learning_rate": (0.0, 1.0), "decay_from": (0.0, 1.0),
     "beta1": (0.0, 0.9999), "beta2": (0.0, 0.9999), "r1_weight": (0.0, 10_000.0),
@@ -111,8 +114,10 @@ RANGES = {  # of the notebook's settings: the lowest and the highest value; int:
 
 
 def check_settings(settings) -> None:
-    """Check a dataclass of settings, and make its numbers Python's own: a checkpoint takes no
-    others. Raises ValueError with the name, the value and the range of the first that cannot work.
+    """Check a dataclass of settings against RANGES.
+
+    Numbers of other libraries become Python's own, since a checkpoint can hold no others. Raises
+    ValueError with the name, the value and the range of the first setting that cannot work.
     """
     for name, (low, high) in RANGES.items():
         value, kind = getattr(settings, name), type(low)
@@ -120,16 +125,16 @@ def check_settings(settings) -> None:
         if not (isinstance(value, wanted) and low <= value <= high):  # NaN is in no range
             hint = " (a whole number)" if kind is int else ""
             raise ValueError(f"{name} = {value!r} must be from {low:,} to {high:,}{hint}")
-        object.__setattr__(settings, name, kind(value))  # a frozen dataclass takes it only so
+        object.__setattr__(settings, name, kind(value))  # the only way into a frozen dataclass
     if not str(settings.name).replace("_", "").isalnum():
         raise ValueError(f"name = {settings.name!r} must be letters, digits and _")
 
 
 @contextlib.contextmanager
 def exact_products():
-    """Inside, products of matrices are as exact as float32 allows. Also a function's decorator.
+    """Make matrix products as exact as float32 allows, in a `with` block or a decorated function.
 
-    Convolutions are not concerned: a GPU may round their factors.
+    This does not concern convolutions, whose factors a GPU may round.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -142,13 +147,13 @@ def exact_products():
 # Progress line ------------------------------------------------------------------------------------
 
 def _in_kernel() -> bool:
-    """Whether this is a Jupyter or Colab kernel, and no plain script."""
+    """Whether this runs in a Jupyter or Colab kernel rather than in a plain script."""
     ipython = sys.modules.get("IPython")  # present only where a notebook or IPython is running
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class _DisplayLine(tqdm):
-    """tqdm drawn through an IPython display handle in place of a terminal's carriage returns."""
+    """A tqdm bar that updates one IPython display, where a terminal would use carriage returns."""
 
     handle = None
 
@@ -163,10 +168,10 @@ class _DisplayLine(tqdm):
 
 
 def progress_line(total: int, done: int = 0) -> tqdm:
-    """A tqdm bar over `total` turns, `done` of them earlier.
+    """A tqdm bar over `total` turns, of which `done` have been played already.
 
-    In a Jupyter or Colab kernel it is one display updated in place, of which a saved notebook
-    keeps a final line of text: no stderr, no carriage returns, no widget.
+    In a Jupyter or Colab kernel the bar is a single display that is updated in place. So a saved
+    notebook keeps one line of text, and no widget, no carriage returns and nothing on stderr.
     """
     options = {"total": total, "initial": done, "unit": "turn", "mininterval": 0.5}
     if _in_kernel():
@@ -175,9 +180,9 @@ def progress_line(total: int, done: int = 0) -> tqdm:
 
 
 def report(progress: tqdm, turn: int, means: dict[str, float]) -> None:
-    """Move a progress line to this turn, and show these means behind it, a name = a number.
+    """Move a progress line to this turn, and show these means (name = number) behind it.
 
-    Raises FloatingPointError, which says what to do, if one of them is NaN or infinite.
+    Raises FloatingPointError, which says what to do, if one of the means is NaN or infinite.
     """
     for name, mean in means.items():
         if not math.isfinite(mean):
@@ -194,16 +199,17 @@ def report(progress: tqdm, turn: int, means: dict[str, float]) -> None:
 # Pictures -----------------------------------------------------------------------------------------
 
 PAGE = 9.6  # inches, the width of a full picture
-DPI = 100   # pixels an inch
-GAP = 2     # pixels between the images of a grid, before they are enlarged
-REAL, G = "black", "C0"  # the same colours in every figure; D's is orange
+DPI = 100   # pixels per inch
+GAP = 2     # pixels between the images of a grid, before it is enlarged
+REAL, G = "black", "C0"  # the same colours in every figure; orange is for D
 SAYS = "D says: 'real'"
 
 
 def picture(name: str, width: int):
-    """A picture of the folder .github, to be displayed so many pixels wide; a sentence if missing.
+    """A picture from the folder .github, `width` pixels wide, or a sentence if it is missing.
 
-    Notebooks show it through the output of a cell, since few clients find a picture by its path.
+    The notebook shows it as the output of a cell, because few programs that show notebooks find a
+    picture by its path.
     """
     from IPython.display import Image as Shown
     path = FOLDER / ".github" / name
@@ -211,35 +217,37 @@ def picture(name: str, width: int):
 
 
 def show() -> None:
-    """Show the open figures, and close them, which Jupyter does by itself and a script does not."""
+    """Show all open figures, and close them: Jupyter does that by itself, a script does not."""
     plt.show()
     plt.close("all")
 
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
-    """Return images as they are; ValueError at another shape, none, NaN, or pixels outside [-1, 1].
+    """Return these images unchanged if they are images (N, 1, H, W), N > 0, with pixels in [-1, 1].
+
+    Raises ValueError, which says what is wrong, if they are not. NaN is refused, too.
     """
     if not (images.ndim == 4 and images.shape[1] == 1 and len(images) > 0):
         raise ValueError(
             f"images must have the shape (N, 1, H, W), N at least 1, not {tuple(images.shape)}")
     low, high = images.detach().aminmax()
-    if not (low >= -1 and high <= 1):  # so put, it also catches NaN
+    if not (low >= -1 and high <= 1):  # written like this, it also catches NaN
         raise ValueError(f"images must have pixels in [-1, 1], not from {low:.4g} to {high:.4g}")
     return images
 
 
 def _grid(images: torch.Tensor, columns: int, scale: int, greys: int = 256,
           group: int = 0) -> np.ndarray:
-    """Images as one array (height, width) of uint8, row by row, each pixel `scale` pixels wide.
+    """Arrange images row by row in one array (height, width) of uint8, enlarged `scale` times.
 
-    After each `group` rows, if not 0, the gap is wider. In 12 greys a picture's file is half as
-    large.
+    After every `group` rows (0: never) there is a wider gap. With 12 `greys` the file of a picture
+    is half as large as with 256.
     """
     levels = check_images(images).detach().cpu().add(1).div(2).mul(greys - 1).round()
     parts = levels.split(group * columns if group else len(levels))
     grids = [make_grid(part / (greys - 1), nrow=columns, padding=GAP, pad_value=0.25)[0]
              for part in parts]
-    room = torch.ones(2 * GAP, grids[0].shape[1])  # white, as the page
+    room = torch.ones(2 * GAP, grids[0].shape[1])  # white, like the page
     grid = torch.cat([strip for part in grids for strip in (room, part)][1:])
     large = grid.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)
     return large.mul(255).round().byte().numpy()
@@ -247,9 +255,10 @@ def _grid(images: torch.Tensor, columns: int, scale: int, greys: int = 256,
 
 def _grid_figure(images, columns, title="", labels=(), row_labels=(), column_labels=(), scale=2,
                  group=0, right=0):
-    """The figure that `plot_grid` shows, and the heights of the row labels in pixels from its top.
+    """Make the figure that `plot_grid` shows.
 
-    Labels of rows and columns lie outside; Jupyter adds room. `right`: more inches on this side.
+    Also returns how many pixels from the top the row labels are. Labels of rows and columns lie
+    outside the figure, where Jupyter adds room for them. `right`: inches of space on the right.
     """
     grid = _grid(images, columns, scale, 12, group)
     height, width = grid.shape
@@ -275,19 +284,19 @@ def _grid_figure(images, columns, title="", labels=(), row_labels=(), column_lab
 
 def plot_grid(images: torch.Tensor, columns: int, title: str = "", labels=(), row_labels=(),
               column_labels=(), scale: int = 2, group: int = 0) -> None:
-    """Show a grid of images (N, 1, H, W) in [-1, 1], so many `columns` to a row.
+    """Show images (N, 1, H, W) in [-1, 1] as a grid with this number of columns.
 
-    Each pixel is `scale` pixels wide. `labels`: one for each image, in its corner; `row_labels` to
-    the left, `column_labels` above. `group`: so many rows belong together, and share a row label.
+    The grid is enlarged `scale` times. `labels` stand in the corners of the images, `row_labels` on
+    the left, `column_labels` above. `group`: this many rows belong together and share a row label.
     """
     _grid_figure(images, columns, title, labels, row_labels, column_labels, scale, group)
     show()
 
 
 def plot_games(games: list[dict], columns: int, group: int) -> None:
-    """Show what games draw, each in `group` rows, and D's verdicts beside them on a scale to 1.
+    """Show what each game draws, in `group` rows, and beside it D's verdicts between 0 and 1.
 
-    `games`: dicts with a `name`, images `drawn` (N, 1, H, W), and means `D(x)` and `D(G(z))`.
+    `games`: dicts with a `name`, images `drawn` (N, 1, H, W), and the means `D(x)` and `D(G(z))`.
     """
     shown = [game["drawn"][:columns * group] for game in games]
     names = [game["name"] for game in games]
@@ -311,7 +320,7 @@ def plot_games(games: list[dict], columns: int, group: int) -> None:
 
 
 def plot_curves(x, curves: dict, xlabel: str, ylabel: str, levels=()) -> None:
-    """Show curves over x, name in the legend = heights, and broken lines, name = height."""
+    """Show curves over x (name = heights) and, as broken lines, levels (name = height)."""
     figure, axes = plt.subplots(figsize=(PAGE, 2.8), dpi=DPI, layout="constrained")
     for name, heights in curves.items():
         axes.plot(x, heights, label=name, marker="." if len(x) < 20 else "")
@@ -324,9 +333,9 @@ def plot_curves(x, curves: dict, xlabel: str, ylabel: str, levels=()) -> None:
 
 
 def plot_paths(paths: dict, xlabel: str, ylabel: str) -> None:
-    """Show paths of two numbers, title = places (x, y), coloured by time: from a dot to a star.
+    """Show paths in the plane (title = places (x, y)), side by side, coloured by time.
 
-    The star is the goal, (0, 0). Each frame is as large as its path.
+    A dot marks the start and a star the goal, (0, 0). Each frame is as large as its path needs.
     """
     figure, all_axes = plt.subplots(1, len(paths), figsize=(PAGE, 2.9), dpi=DPI,
                                     layout="constrained")
@@ -347,7 +356,7 @@ def plot_paths(paths: dict, xlabel: str, ylabel: str) -> None:
 
 
 def plot_changes(before: torch.Tensor, after: torch.Tensor, column_labels=()) -> None:
-    """Show images (N, 1, H, W), below them what became of them, and the difference in colour."""
+    """Show images (N, 1, H, W), below each what became of it, and below that the change."""
     pairs = torch.cat([check_images(before), check_images(after)]).detach().cpu().add(1).div(2)
     change = (after - before).detach().cpu()[:, 0] / 2
     tints = torch.from_numpy(plt.get_cmap("PRGn")(change.add(1).div(2).numpy())[..., :3]).float()
@@ -365,7 +374,7 @@ def plot_changes(before: torch.Tensor, after: torch.Tensor, column_labels=()) ->
 
 
 def plot_histograms(values: dict, xlabel: str) -> None:
-    """Show how often which values come, name = values (N,): of real images, then of drawings."""
+    """Show two histograms (name = values (N,)), first of real images, then of drawings."""
     figure, axes = plt.subplots(figsize=(PAGE, 2.4), dpi=DPI, layout="constrained")
     low, high = min(map(min, values.values())).item(), max(map(max, values.values())).item()
     bins = np.linspace(low, high, 50)
@@ -377,10 +386,10 @@ def plot_histograms(values: dict, xlabel: str) -> None:
 
 
 def plot_balls(panels: dict) -> None:
-    """Show balls around the points of one side and the points of another, one panel each.
+    """Show, in each panel, balls around the points of one side and the points of the other side.
 
     `panels`: title = (centres (N, 2), their radii (N,), their colour, points (M, 2), their colour).
-    Points that lie in a ball are full, others are hollow.
+    A point that lies in any ball is filled, the others are hollow.
     """
     figure, all_axes = plt.subplots(1, len(panels), figsize=(PAGE, 4.6), dpi=DPI,
                                     layout="constrained", sharex=True, sharey=True, squeeze=False)
@@ -397,7 +406,7 @@ def plot_balls(panels: dict) -> None:
 
 
 def plot_tradeoff(lines: dict, xlabel: str, ylabel: str) -> None:
-    """Show points (x, y, label), name in the legend = one or several, which a line joins."""
+    """Show points (x, y, label), name in the legend = one or more, which a line joins."""
     figure, axes = plt.subplots(figsize=(PAGE * 0.75, 4.6), dpi=DPI, layout="constrained")
     styles = [("*", REAL, 6), ("s", "C7", 6), ("o", "C0", 6), ("v", "C2", -14)]
     for (name, points), (marker, colour, above) in zip(lines.items(), styles):
@@ -418,12 +427,13 @@ TINTS = ("#CC6677", "#332288", "#B8A038", "#117733", "#4FA3D1", "#882255", "#44A
 
 def plot_map(images: torch.Tensor, digits: torch.Tensor, certainty: torch.Tensor,
              columns: int) -> None:
-    """Show images (N, 1, H, W) without gaps, their ground in the colour of their `digits` (N,).
+    """Show images (N, 1, H, W) without gaps, each on a background in the colour of its digit.
 
-    The colour fades to grey where the `certainty` (N,), from 0 to 1, is small.
+    `digits` (N,) are integers. The colour fades to grey where the `certainty` (N,) is low; it is
+    between 0 and 1.
     """
     tints = torch.tensor([to_rgb(tint) for tint in TINTS])[digits.cpu() % len(TINTS)]
-    full = certainty.cpu().sub(0.3).div(0.7).clamp(0, 1)[:, None]  # a certainty of .3 is all grey
+    full = certainty.cpu().sub(0.3).div(0.7).clamp(0, 1)[:, None]  # below 0.3 all is grey
     tints = full * tints + (1 - full) * 0.62
     strokes = check_images(images).cpu().add(1).div(2)  # 0 is paper, 1 is a stroke
     coloured = tints[:, :, None, None] * (1 - strokes) + strokes
@@ -448,9 +458,9 @@ D_SAYS = LinearSegmentedColormap.from_list("D says", ["white", "#FFD9B0", "#FF7F
 
 
 def hits(points: torch.Tensor, rings: tuple) -> tuple[float, int]:
-    """The share of points (N, 2) in a ring, and how many rings hold at least 1 % of the points.
+    """The share of points (N, 2) that lie in a ring, and how many rings hold at least 1 % of them.
 
-    `rings`: centres (K, 2) and their radius.
+    `rings`: the centres (K, 2) of all rings, and their radius.
     """
     distance, nearest = torch.cdist(points, rings[0]).min(dim=1)
     in_ring = nearest[distance < rings[1]]
@@ -459,20 +469,20 @@ def hits(points: torch.Tensor, rings: tuple) -> tuple[float, int]:
 
 
 def plane_panel(title: str, points: torch.Tensor, values: torch.Tensor, rings: tuple) -> dict:
-    """A map of the plane, as `plot_plane` and `plane_film` take it; its caption counts the hits."""
+    """Describe a map of the plane for `plot_plane` or `plane_film`. Its caption counts the hits."""
     share, reached = hits(points, rings)
     return {"title": title, "points": points, "values": values,
             "caption": f"{reached} rings, {share:.0%} of points"}
 
 
 def _draw_plane(axes, panel, rings, limits):
-    """One map of the plane, as `plot_plane` describes it. Returns what a bar of colours needs."""
+    """Draw one map of the plane, as `plot_plane` describes it. Returns what a colour bar needs."""
     values = panel["values"].cpu().numpy().reshape(61, 61)
     points, centres = panel["points"][:700].cpu().numpy(), rings[0].cpu().numpy()
     shown = axes.imshow(values, vmin=limits[0], vmax=limits[1], cmap=D_SAYS, origin="lower",
                         extent=(-PLANE, PLANE, -PLANE, PLANE), interpolation="bilinear")
     low, high, half = values.min(), values.max(), sum(limits) / 2
-    if low < half < high and high - low > 0.2 * (limits[1] - limits[0]):  # else D is nearly flat
+    if low < half < high and high - low > 0.2 * (limits[1] - limits[0]):  # D is not nearly flat
         axes.contour(*PLACES.T.reshape(2, 61, 61).numpy(), values, [half],
                      colors="gray", linewidths=1)
     for colour, width in (("black", 2.2), ("white", 1)):
@@ -491,9 +501,9 @@ def plot_plane(panels: list[dict], rings: tuple, limits=(0, 1), label: str = SAY
     """Show maps of the plane side by side: what D says in orange, G's points in blue.
 
     `panels`: dicts with a `title`, a `caption`, `points` (N, 2), of which 700 are drawn, `values`
-    (61 * 61,) at PLACES, and perhaps a `mark`, a place (x, y) for a black circle. `rings`: centres
-    (K, 2) and their radius. `limits`: values that are white and full orange; a grey line is
-    half-way between them.
+    (61 * 61,) at PLACES, and possibly a `mark`, the place (x, y) of a black circle. `rings`: the
+    centres (K, 2) of all rings, and their radius. `limits`: the values that are shown white and in
+    full orange; half-way between them there is a grey line.
     """
     size = (PAGE, 0.6 + 0.9 * PAGE / len(panels))
     figure, all_axes = plt.subplots(1, len(panels), figsize=size, dpi=DPI, layout="constrained",
@@ -505,7 +515,7 @@ def plot_plane(panels: list[dict], rings: tuple, limits=(0, 1), label: str = SAY
 
 
 def _film(figures, milliseconds, colours, *formats):
-    """Figures, made one after the other, as a looping film in one palette: bytes in each format."""
+    """Make a looping film of figures, in one palette of so many colours: bytes in each format."""
     pixels = []
     for figure in figures:
         canvas = FigureCanvasAgg(figure)  # the figure's own may be a kind that has no pixels
@@ -524,9 +534,9 @@ def _film(figures, milliseconds, colours, *formats):
 
 
 def film(epochs: dict[int, torch.Tensor], columns: int, *paths: Path | str) -> None:
-    """Write grids of images (N, 1, H, W), by the numbers of their epochs, as a looping film.
+    """Write a looping film to each of these paths: a grid of images (N, 1, H, W) for each epoch.
 
-    Each path's ending names its format: .gif is the one to share, .png the one that Jupyter shows.
+    The ending of a path names the format: .gif is good for sharing, .png is what Jupyter shows.
     """
     figures = (_grid_figure(images, columns, title=f"epoch {epoch}")[0]
                for epoch, images in epochs.items())
@@ -536,7 +546,7 @@ def film(epochs: dict[int, torch.Tensor], columns: int, *paths: Path | str) -> N
 
 
 def plane_film(panels: list[dict], rings: tuple) -> bytes:
-    """Maps of the plane, described as in `plot_plane`, as a looping film: an animated PNG."""
+    """Make a looping film (an animated PNG) of maps of the plane, described as for `plot_plane`."""
     def figures():
         for panel in panels:
             figure, axes = plt.subplots(figsize=(4.5, 4.2), dpi=DPI, layout="constrained")
@@ -552,7 +562,7 @@ def plane_film(panels: list[dict], rings: tuple) -> bytes:
 def judge_network(kinds: int) -> nn.Sequential:
     """A small convolutional classifier: images (N, 1, 28, 28) in [-1, 1] -> logits (N, kinds).
 
-    All but its last layer give 64 features, by which likeness is measured.
+    Without its last layer it gives 64 features of an image. The scores compare these.
     """
     layers = []
     for inputs, outputs, stride in [(1, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2)]:
@@ -565,12 +575,12 @@ def judge_network(kinds: int) -> nn.Sequential:
 def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8) -> nn.Sequential:
     """Train a judge: AdamW with a one-cycle rate, batches of 128, images shifted by up to 2 pixels.
 
-    `images` (N, 1, 28, 28) in [-1, 1] and `labels` (N,) from 0 on are on the device to train on.
-    The random numbers of the rest of the program go on as if nothing had been trained. Returns the
-    judge, in eval mode, on that device.
+    `images` (N, 1, 28, 28) in [-1, 1] and `labels` (N,), beginning with 0, must be on the device to
+    train on. The judge has random numbers of its own, so that those of the program go on as if
+    nothing had been trained. Returns the judge, in eval mode, on that device.
     """
     device = check_images(images).device
-    order = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # the faster
+    order = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # faster
     steps = epochs * math.ceil(len(images) / 128)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -610,9 +620,10 @@ def load_judge(path: Path | str = JUDGE_FILE) -> nn.Sequential:
 @exact_products()
 def judge_images(judge: nn.Sequential,
                  images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let the judge read images, of at least 28 x 28 pixels; of larger ones it sees the centre.
+    """Let the judge read images. Of those larger than 28 x 28 pixels it sees only the centre.
 
-    Returns features (N, 64) and probabilities of the digits (N, kinds), on the images' device.
+    Returns features (N, 64) and the probabilities of the digits (N, kinds), on the images' device.
+    Raises ValueError if the images are smaller.
     """
     if min(check_images(images).shape[2:]) < 28:
         raise ValueError(
@@ -639,23 +650,23 @@ def generate(generator: nn.Module, latent: torch.Tensor) -> torch.Tensor:
 # Files --------------------------------------------------------------------------------------------
 
 def output_folder(quick: bool) -> Path:
-    """Make the folder that runs write to: GAN_OUTPUT or `output`; in quick mode `quick` below it.
+    """Make the folder that runs write to: GAN_OUTPUT or `output`, and in quick mode `quick` in it.
 
-    Raises OSError, with its name and that of the variable, if it cannot be made or written.
+    Raises OSError, with its name and that of the variable, if it cannot be made or written to.
     """
     folder = Path(os.environ.get("GAN_OUTPUT") or "output", "quick" if quick else "")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # permission bits do not tell root the truth
+        tempfile.TemporaryFile(dir=folder).close()  # try it: permission bits mean nothing to root
     except OSError as error:
         raise OSError(f"'{folder}' cannot be written: set GAN_OUTPUT to another folder") from error
     return folder
 
 
 def write_whole(path: Path | str, content: bytes) -> None:
-    """Write a file beside `path` and rename it: there is never half a file under the final name.
+    """Write a file beside `path`, then rename it, so that `path` never holds half a file.
 
-    Raises OSError if the folder is missing, full or read-only; what was at `path` stays.
+    Raises OSError if the folder is missing, full or read-only; what was at `path` stays there.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -670,9 +681,9 @@ def write_whole(path: Path | str, content: bytes) -> None:
 
 
 def write_picture(path: Path | str, content: bytes) -> None:
-    """`write_whole`, but what goes wrong is only printed: no run should end for a picture.
+    """Like `write_whole`, but print an error rather than raise it: no picture is worth a lost run.
 
-    Windows, for one, lets nobody replace a file that a viewer shows.
+    Windows, for one, does not let a file be replaced while a viewer shows it.
     """
     try:
         write_whole(path, content)
@@ -681,14 +692,14 @@ def write_picture(path: Path | str, content: bytes) -> None:
 
 
 def save_grid(images: torch.Tensor, path: Path | str, columns: int, scale: int = 2) -> None:
-    """Save images (N, 1, H, W) in [-1, 1] as one greyscale PNG, each pixel `scale` pixels wide."""
+    """Save images (N, 1, H, W) in [-1, 1] as one greyscale PNG, a grid enlarged `scale` times."""
     file = io.BytesIO()
     Image.fromarray(_grid(images, columns, scale)).save(file, "PNG")
     write_picture(path, file.getvalue())
 
 
 def checksum(images: torch.Tensor) -> int:
-    """A number that changes with any pixel's grey (of 256), and with the order of the images.
+    """A number that changes if any pixel changes its grey (one of 256), or images change places.
 
     `images` (N, 1, H, W) in [-1, 1]. The number is the same on every device.
     """
@@ -697,19 +708,19 @@ def checksum(images: torch.Tensor) -> int:
 
 
 def fingerprint(images: torch.Tensor) -> dict:
-    """What tells these images from others: their number and a checksum."""
+    """A dict that tells these images from others: how many they are, and a checksum."""
     return {"images": len(images), "checksum of the images": checksum(images)}
 
 
 def check_size(drawn: torch.Tensor, real: torch.Tensor) -> None:
-    """Raise ValueError, with both sizes, if drawings and real images differ in size."""
+    """Raise ValueError, which names both sizes, if drawings and real images differ in size."""
     if drawn.shape[1:] != real.shape[1:]:
         raise ValueError(f"G draws images of {tuple(drawn.shape[1:])}, and the real ones are "
                          f"{tuple(real.shape[1:])}")
 
 
 def _parts(game) -> dict:
-    """What a checkpoint keeps of a game: all but functions; `settings` and `data` as one dict."""
+    """What a checkpoint keeps of a game, without functions; `settings` and `data` as one dict."""
     parts = {name: part for name, part in vars(game).items()
              if hasattr(part, "state_dict") or not callable(part)}
     parts["settings"] = dataclasses.asdict(parts["settings"]) | parts.pop("data")
@@ -717,10 +728,11 @@ def _parts(game) -> dict:
 
 
 def save_checkpoint(game, path: Path | str) -> None:
-    """Write a game and the state of the CPU's random numbers, so that it can go on bit for bit.
+    """Write a game, and the state of the CPU's random numbers, so that it can go on bit for bit.
 
-    Attributes of the game: a dataclass `settings`, a dict `data` that identifies what it trains on,
-    a tensor `fixed_noise` on the training device, things with a `state_dict`, plain values.
+    A game is an object with these attributes: a dataclass `settings`, a dict `data` that identifies
+    the images, a tensor `fixed_noise` on the training device, and besides these anything that has
+    a `state_dict`, plain values, and functions, which are not saved.
     """
     saved = {name: part.state_dict() if hasattr(part, "state_dict") else part
              for name, part in _parts(game).items()}
@@ -730,10 +742,10 @@ def save_checkpoint(game, path: Path | str) -> None:
 
 
 def load_checkpoint(game, path: Path | str) -> None:
-    """Put a freshly made game, and the CPU's random numbers, to where a checkpoint stands.
+    """Bring a freshly made game, and the CPU's random numbers, to the state in a checkpoint.
 
-    Raises ValueError, with the reason, if the file is damaged or of a game with other settings or
-    on other data; load_state_dict's own error if it holds other networks.
+    Raises ValueError, with the reason, if the file is damaged, or if it is of a game with other
+    settings or other images. If it holds other networks, load_state_dict raises its own error.
     """
     def refuse(reason):
         raise ValueError(f"'{path}' {reason}. Rename it, or set RESUME = False to train afresh")
@@ -760,7 +772,7 @@ def load_checkpoint(game, path: Path | str) -> None:
 
 
 def begin(game, checkpoint: Path, resume: bool):
-    """Put a freshly made game to where its checkpoint stands, if `resume`, and return it.
+    """Return a freshly made game, which with `resume` continues where its checkpoint stands.
 
     A printed line says what happens to the checkpoint of an earlier run. Raises what
     `load_checkpoint` raises.
@@ -779,17 +791,17 @@ def begin(game, checkpoint: Path, resume: bool):
 def export_generator(generator: nn.Module, path: Path | str, *example: torch.Tensor) -> None:
     """Write a generator as a program for the CPU that runs without its class (`torch.export`).
 
-    `example`: its inputs for a batch of two or more; the program takes any number, and has no
-    gradients. The generator must return images (N, 1, H, W) in [-1, 1], in eval mode: a ValueError
-    if it does not. An OSError if the file cannot be written, an AssertionError if what was written
-    draws otherwise. The generator itself stays as it is.
+    `example`: inputs of the generator, for a batch of two or more. The program takes a batch of any
+    size and has no gradients. The generator itself stays as it is. Raises ValueError if it does not
+    return images (N, 1, H, W) in [-1, 1] in eval mode, OSError if the file cannot be written, and
+    AssertionError if the program does not draw what the generator draws.
     """
     generator = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
     example = tuple(tensor.cpu() for tensor in example)
     drawn = check_images(generator(*example))
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.export's own deprecations are no concern of ours
+        warnings.simplefilter("ignore")  # torch.export warns of its own deprecations
         shapes = [{0: torch.export.Dim("batch", max=2**30)}] * len(example)  # torch 2.6 needs max
         program = torch.export.export(generator, example, dynamic_shapes=tuple(shapes),
                                       strict=False)
@@ -802,7 +814,7 @@ def export_generator(generator: nn.Module, path: Path | str, *example: torch.Ten
 # The writer's page --------------------------------------------------------------------------------
 
 def _is_plain(layer: nn.ConvTranspose2d) -> bool:
-    """Whether the page knows all that this layer does: a square window, and no extras."""
+    """Whether writer.html can do what this layer does: it knows square windows, and no extras."""
     square = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))
     return (square and layer.groups == 1 and set(layer.dilation) == {1}
             and set(layer.output_padding) == {0})
@@ -811,8 +823,8 @@ def _is_plain(layer: nn.ConvTranspose2d) -> bool:
 def _drawing_layers(modules) -> list:
     """The transposed convolutions among these modules, BatchNorm worked into their weights.
 
-    Each comes with the slope below zero of the LeakyReLU behind it, None for a Hardtanh, and 1.0
-    where nothing follows. Raises ValueError at a module that writer.html cannot draw with.
+    Each comes with the slope below zero of the LeakyReLU behind it, or None for a Hardtanh, or 1.0
+    if nothing follows. Raises ValueError if there is a module that writer.html cannot draw with.
     """
     layers = []
     for module in modules:
@@ -836,16 +848,17 @@ def _drawing_layers(modules) -> list:
 @torch.no_grad()
 def writer_page(layers: nn.Sequential, hand: torch.Tensor, directions: torch.Tensor,
                 name: str) -> str:
-    """The page data/writer.html with a generator in it: it writes numbers in any browser.
+    """Put a generator into the page data/writer.html, which writes numbers in any browser.
 
-    The mean over the channels that `layers` make of (N, D + kinds), latents joined to one-hot
-    labels, is the digits. Each weight becomes an int8, to be multiplied by the scale of its output
-    channel. `hand` (D,): the latent of the first handwriting. `directions` (K, D): a slider each.
-    `name`: of the training run, any text. Raises ValueError at a layer that the page lacks.
+    `layers` turn latents joined to one-hot labels, (N, D + kinds), into channels, and the mean of
+    the channels is the digit. `hand` (D,): the latent of the first handwriting. `directions`
+    (K, D): one for each slider. `name`: any text that says which training run this is. In the page
+    each weight is an int8, to be multiplied by the scale of its output channel. Raises ValueError
+    if there is a layer that the page does not know.
     """
     described = []
     for layer, slope in _drawing_layers(copy.deepcopy(layers).cpu().eval()):
-        scales = layer.weight.abs().amax(dim=(0, 2, 3)).clamp_min(1e-30) / 127  # all may be zero
+        scales = layer.weight.abs().amax(dim=(0, 2, 3)).clamp_min(1e-30) / 127  # never 0
         weights = (layer.weight / scales[:, None, None]).round().to(torch.int8)
         bias = torch.zeros_like(scales) if layer.bias is None else layer.bias
         described.append({
@@ -854,6 +867,6 @@ def writer_page(layers: nn.Sequential, hand: torch.Tensor, directions: torch.Ten
             "weights": base64.b64encode(weights.numpy().tobytes()).decode()})
     network = {"name": name, "hand": hand.tolist(), "directions": directions.tolist(),
                "layers": described}
-    text = json.dumps(network).replace("<", "\\u003c")  # so that no name ends the script
+    text = json.dumps(network).replace("<", "\\u003c")  # so that a name cannot end the script
     template = (FOLDER / "data" / "writer.html").read_text(encoding="utf-8")
     return template.replace('"NETWORK"', text)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import signal
 import sys
 import threading
@@ -104,6 +105,18 @@ def test_the_stop_button_stops_training_and_resume_ends_as_if_nobody_had_pressed
     reader.run("train-run", "assert 10 <= mlp.turn < 40, mlp.turn")
     reader.run("RESUME = True", "train-run", "assert mlp.turn == 40")
     assert differences(torch.load(checkpoint, weights_only=True), undisturbed) == []
+
+
+def test_the_code_of_the_exercises_runs(reader):
+    """As a reader would paste it, below a notebook that has run, on images enough for all of it."""
+    texts = [cell.source for cell in NOTEBOOK.cells if cell.id.startswith("exercise-")]
+    blocks = [re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in texts]
+    assert len(blocks) == 6 and all(blocks)
+    reader.run("images, labels = images.repeat(11, 1, 1, 1), labels.repeat(11)",
+               "RESUME, settings = False, replace(Settings(), turns_per_epoch=5)")
+    *others, (choose_clusters, score_them) = blocks
+    reader.run(*[block for exercise in others for block in exercise],
+               choose_clusters, "told-train", score_them, "assert two.settings.latent_dim == 2")
 
 
 def test_the_kernel_has_no_network(reader):

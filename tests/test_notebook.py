@@ -283,6 +283,14 @@ def test_rate_and_penalty_follow_the_turn_and_never_leave_their_range():
     assert story.rate_at(0.999, tiny_settings(story, decay_from=1.0)) == 1e-3
 
 
+def test_the_heart_of_the_loop_that_the_text_shows_is_that_of_the_cell():
+    heart = re.search(r"```python\n(while game.turn.*?)```", PROSE, re.DOTALL)[1].splitlines()
+    code = [line.strip() for line in cell_sources()["train"].splitlines()]
+    assert len(heart) == 5
+    first = next(number for number, line in enumerate(code) if line.startswith(heart[0]))
+    assert code[first + 1:first + 5] == [line.strip() for line in heart[1:]]
+
+
 def test_a_game_remembers_the_means_of_its_epochs_and_plays_on_from_a_stop(story):
     game = tiny_game(story)
     story.train(game, epochs=2)

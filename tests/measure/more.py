@@ -1,0 +1,118 @@
+# ruff: noqa: F821  the notebook's names are not defined here
+"""What the text says and no cell prints: run_seeds.py runs this in the notebook's kernel, behind its
+last cell, by `%run -i tests/measure/more.py`. Prints rows for results.md, of one seed.
+"""
+
+import re
+import resource
+from collections import deque
+
+import nbformat
+
+
+def print_row(name, *columns):
+    print(f"| {name} | {SEED} | {' | '.join(map(str, columns))} |", flush=True)
+
+
+def print_score(name, row):
+    print_row(name, f"{row['frechet']:.2f}", f"{row['precision']:.3f}", f"{row['recall']:.3f}",
+              f"{row['confident']:.1%}")
+
+
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # of KB, on Linux
+print(f"== peak memory of the notebook: {peak:.2f} GB")
+
+print("== networks")
+for name, row in scoreboard.items():
+    print_score(name, row)
+for trained in (mlp, told_mlp, told_dcgan):
+    weights = sum(weight.numel() for player in (trained.generator, trained.discriminator)
+                  for weight in player.parameters())
+    print_row(trained.settings.name, f"{scores['training seconds'][trained.settings.name]:.0f} s",
+              f"{weights / 1e6:.2f} million weights")
+print_row("read as asked: told MLP", f"{(read(told_drawings) == asked).float().mean():.1%}")
+print_row("read as asked: told DCGAN", f"{read_as_asked:.1%}")
+print_row("memory", f"{scores['memory']:.2f}")
+
+print("== section 7")
+charged = new_game(momentum, momentum)
+for _ in range(2 * EPOCH):
+    real = draw_from(images, 128)
+    take_turn(charged, real, draw_latent(128), 0.5 * r1_penalty(charged.discriminator, real))
+ends = {f"momentum: {who}": played.generator for who, played in games.items()}
+ends |= {"no momentum, and R1": game.generator, "no momentum, R1, and the average": average,
+         "the tutorials' Adam": tutorials.generator,
+         "momentum for both, and R1": charged.generator}
+for name, generator in ends.items():
+    print_score(name, score(helpers.generate(generator, torch.randn(10_000, 100).to(device))))
+
+print("== lag")
+AGES = (0, 5, 10, 20, 40)
+for who in ("only D", "neither"):
+    latent, fakes, verdicts = draw_latent(128), deque(maxlen=41), []
+    for turn in range(140):  # forty to fill the memory, then a hundred
+        with torch.no_grad():
+            fakes.append(games[who].generator(latent))
+            if turn >= 40:
+                seen = [draw_from(images, 128), *(fakes[-1 - age] for age in AGES)]
+                verdicts.append([games[who].discriminator(each).sigmoid().mean() for each in seen])
+        take_turn(games[who], draw_from(images, 128), draw_latent(128))
+    print_row(f"momentum: {who}", *(f"{mean:.2f}" for mean in torch.tensor(verdicts).mean(dim=0)))
+
+print("== plane")
+hit = {title: points for title, (points, _) in told.items()}
+for who, (g_betas, d_betas) in whose.items():
+    torch.manual_seed(SEED)
+    plane = Game(small_network(16, 2, StayInSquare()), small_network(2, 1, nn.Flatten(0)),
+                 g_betas=g_betas, d_betas=d_betas)
+    for _ in range(4 * EPOCH):
+        take_turn(plane, real_points(128), draw_latent(128, 16))
+    hit[f"momentum: {who}"] = plane.generator(latents16)
+for title, points in hit.items():
+    share, reached = helpers.hits(points, *RINGS)
+    print_row(title, f"{share:.0%}", reached)
+
+print("== detective")
+
+
+def blurred(pictures):
+    return nn.functional.avg_pool2d(frame(pictures)[:, :, 1:-1, 1:-1], 3, stride=1)
+
+
+for way, look_at, lesson_epochs in [
+        ("256 greys", lambda pictures: in_greys(pictures, 256), 8),
+        ("2 greys", lambda pictures: in_greys(pictures, 2), 8),
+        ("256 greys, blurred by a pixel", lambda pictures: blurred(in_greys(pictures, 256)), 3)]:
+    detective = helpers.train_judge(look_at(lessons), is_forged, epochs=lesson_epochs)
+    verdict = helpers.judge_images(detective, look_at(unseen))[1].argmax(dim=1)
+    print_row(way, lesson_epochs, f"{(verdict == truth).float().mean():.1%}")
+for levels, share in told_apart.items():
+    print_row(f"{levels} greys", 3, f"{share:.1%}")
+
+print("== exercises")
+notebook = nbformat.read("HandwrittenNumberGAN.ipynb", as_version=4)
+source = {cell.id: cell.source for cell in notebook.cells}
+for number in range(1, 7):
+    print(f"exercise {number}, seed {SEED}:", flush=True)
+    blocks = re.findall(r"```python\n(.*?)```", source[f"exercise-{number}"], re.DOTALL)
+    if number == 6:
+        blocks.insert(1, source["told-train"])
+    for block in blocks:
+        exec(block)
+        if "def try_out" in block:
+            print("without a change:")
+            try_out()
+print("for test images:", [nearest_images(test_images[:2_000], thousand)[0].median().item()
+                           for thousand in (images[:1_000], images[1_000:2_000])])
+
+print("== D sees black as -1, six epochs")
+
+
+class SeesMinusOne(Discriminator):
+    def forward(self, images):
+        return self.layers(images)
+
+
+minus_one = LongGame(replace(settings, name="exercise", epochs=6), Generator, SeesMinusOne)
+train(minus_one, images)
+print_score("D sees black as -1", score(helpers.generate(minus_one.average, latents)))

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import matplotlib
@@ -18,10 +19,10 @@ from notebook_code import ROOT, notebook_code
 
 # Every kernel and every other process of the tests starts with this environment, nbval's too.
 NO_NETWORK = ROOT / "tests" / "no_network"
+OUTPUT = tempfile.TemporaryDirectory()  # removed when the tests end
 paths = [str(NO_NETWORK), str(ROOT), os.environ.get("PYTHONPATH", "")]
-os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-os.environ["GAN_QUICK"] = "1"
-os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+os.environ |= {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "GAN_QUICK": "1",
+               "GAN_SEED": "0", "GAN_OUTPUT": OUTPUT.name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))  # for this process, which has started already
 sys.path.insert(0, str(ROOT / "tests" / "measure"))
 matplotlib.use("agg")  # here only: in the kernel pictures go to the notebook
@@ -52,7 +53,7 @@ def flat(value, name=""):
         return {name: value.clone() if isinstance(value, torch.Tensor) else value}
     entries = {}
     for key in value.keys() - {"seconds"}:
-        entries.update(flat(value[key], f"{name}.{key}"))
+        entries |= flat(value[key], f"{name}.{key}")
     return entries
 
 
@@ -74,20 +75,13 @@ def python(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-def files(folder):
-    """Path below the folder -> content, of all files in it."""
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
 def write_archives(folder, kinds, training, test, size=28):
     """Four archives in MNIST's format: pictures of so many kinds, of as many images as said."""
-    folder.mkdir(parents=True, exist_ok=True)
     for stem, count in [("train", training), ("t10k", test)]:
-        labels = np.arange(count) % kinds
+        labels = np.arange(count) // 50 % kinds  # so that every 50th has another one, too
         images = np.random.default_rng(count).integers(0, 100, (count, size, size))
         images[np.arange(count), labels % size] = 255  # one white row, by its kind
         for name, array in [("images-idx3", images), ("labels-idx1", labels)]:
             header = struct.pack(f">{1 + array.ndim}i", 0x800 + array.ndim, *array.shape)
-            content = gzip.compress(header + array.astype(np.uint8).tobytes())
+            content = gzip.compress(header + array.astype(np.uint8).tobytes(), compresslevel=1)
             (folder / f"{stem}-{name}-ubyte.gz").write_bytes(content)

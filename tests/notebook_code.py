@@ -1,5 +1,6 @@
-"""The notebook's own code, for the tests and for tests/measure: its cells and their definitions."""
+"""The notebook's own code, for the tests: its cells, its definitions, and tiny players for them."""
 
+import ast
 import dataclasses
 import os
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
+import matplotlib.pyplot as plt
 import nbformat
 import torch
 from torch import nn
@@ -16,49 +18,44 @@ sys.path.insert(0, str(ROOT))  # for gan_helpers
 
 NOTEBOOK = nbformat.read(ROOT / "HandwrittenNumberGAN.ipynb", as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
-DEFINITIONS = [cell.id for cell in CODE if "definition" in cell.metadata.get("tags", [])]
+MAGIC = "%matplotlib inline"  # all of Jupyter's own language that there is
+SOURCES = {cell.id: cell.source.replace(MAGIC, "") for cell in CODE}
+DEFINES = ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
 
 
-def cell_sources(changes=None):
-    """Cell id -> source; `changes`: cell id -> (old text, new text, and so on), each there once."""
-    sources = {cell.id: cell.source for cell in NOTEBOOK.cells}
-    for name, texts in (changes or {}).items():
-        for old, new in zip(texts[::2], texts[1::2]):
-            if sources[name].count(old) != 1:
-                raise ValueError(f"cell {name} does not hold {old!r} once")
-            sources[name] = sources[name].replace(old, new)
-    return sources
+def run_cell(cell, names, only_definitions=False):
+    """Run one cell of the notebook with these names; its pictures are closed, as in Jupyter."""
+    tree = ast.parse(SOURCES[cell])
+    if only_definitions:
+        tree.body = [statement for statement in tree.body if isinstance(statement, DEFINES)]
+    exec(compile(tree, f"notebook cell {cell}", "exec"), names)
+    plt.close("all")
 
 
-def run_cell(name, names, sources=None):
-    """Run one cell of the notebook (or of these sources) with these names, and return them."""
-    source = (sources or cell_sources())[name]
-    exec(compile(source, f"notebook cell {name}", "exec"), names)
-    return names
-
-
-def notebook_code(sources=None, device="cpu"):
-    """Run the notebook's definitions (or those of these sources); return the names they define."""
-    module = ModuleType("story_of_the_notebook")
-    sys.modules[module.__name__] = module  # dataclasses looks a class's module up there
-    with mock.patch.dict(os.environ, GAN_DEVICE=device):
-        for name in DEFINITIONS:
-            run_cell(name, module.__dict__, sources)
-    module.KINDS = 10  # the cell that reads the data counts them
+def new_names(name):
+    """The names of a new module, which is known to Python, as dataclasses want it."""
+    module = sys.modules[name] = ModuleType(name)
     return module.__dict__
+
+
+def notebook_code(**given):
+    """The names that the notebook defines: its cells of definitions run, and of the other cells
+    the functions and classes. `given`: what these need, in place of 50 random images of 10 kinds.
+    """
+    names = new_names("story_of_the_notebook")
+    names.update({"SEED": 0, "EPOCH": 6, "KINDS": 10, "images": some_images(50),
+                  "labels": torch.arange(50) % 10, **given})
+    with mock.patch.dict(os.environ, GAN_DEVICE="cpu"):
+        for cell in CODE:
+            run_cell(cell.id, names, "definition" not in cell.metadata.get("tags", []))
+    return names
 
 
 def some_images(n, size=28, seed=1):
     return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def tiny_settings(story, **changes):
-    """Settings of a game of a fraction of a second."""
-    small = {"turns_per_epoch": 6, "batch_size": 8, "latent_dim": 8}
-    return dataclasses.replace(story.Settings(), **{**small, **changes})
-
-
-def tiny_generator(latent_dim):
+def tiny_generator(latent_dim=8):
     return nn.Sequential(nn.Linear(latent_dim, 16), nn.BatchNorm1d(16), nn.Linear(16, 28 * 28),
                          nn.Tanh(), nn.Unflatten(1, (1, 28, 28)))
 
@@ -68,8 +65,8 @@ def tiny_discriminator():
                          nn.Flatten(0))
 
 
-def tiny_game(story, images=None, **changes):
-    """A new game of two tiny players on 50 random images."""
-    images = some_images(50) if images is None else images
-    return story.new_game(tiny_settings(story, **changes), images, tiny_generator,
-                          tiny_discriminator)
+def tiny_game(story, **changes):
+    """A new game of two tiny players, 3 epochs of 6 turns, which takes a fraction of a second."""
+    small = {"epochs": 3, "turns_per_epoch": 6, "batch_size": 8, "latent_dim": 8}
+    settings = dataclasses.replace(story.settings, **{**small, **changes})
+    return story.LongGame(settings, tiny_generator, tiny_discriminator)

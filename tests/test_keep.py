@@ -4,60 +4,62 @@
 """
 
 import contextlib
-import itertools
+import os
 import signal
 import sys
 import threading
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from conftest import differences, python
-from notebook_code import notebook_code, run_cell, some_images, tiny_game
+import tqdm.std
+from conftest import differences, flat, python
+from notebook_code import notebook_code, tiny_game
 
 import gan_helpers as helpers
 
 FILE = "mlp_checkpoint.pt"
 
 
-def play(folder, epochs=3, resume=False, change=None, **settings):
-    """Play the notebook's way, two tiny players; `change` may change its names. Returns the game.
-    """
-    names = notebook_code()
-    names.update(output=folder, RESUME=resume)
-    if change is not None:
-        change(names)
-    story = SimpleNamespace(**names)
-    game = story.begin(tiny_game(story, **settings))
-    story.train(game, epochs, story.after_epoch)
+@pytest.fixture(scope="module")
+def names():
+    """The notebook's, for changes that the other tests must not see."""
+    return notebook_code()
+
+
+def play(names, folder, resume=False, **settings):
+    """Play the notebook's way, two tiny players; returns the game."""
+    folder.mkdir(exist_ok=True)
+    names["output"] = folder
+    game = tiny_game(SimpleNamespace(**names), **settings)
+    look_from = torch.ones(4, 8)
+    names["train"](game, names["images"], look_from=look_from, resume=resume)
     return game
 
 
-def saved_in(folder, name=FILE):
-    return torch.load(folder / name, weights_only=True)
+def saved_in(folder):
+    return torch.load(folder / FILE, weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(names, tmp_path_factory):
     """The folder of a game that nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    play(folder)
+    play(names, folder)
     return folder
 
 
 class Interrupter:
-    """Counts the lines that run in the notebook's cells and in the helper, and at one of them
-    raises what the stop button raises."""
+    """Counts the lines that run in the notebook's cells, in the helper and in its progress line,
+    and at one of them raises what the stop button raises."""
 
     def __init__(self, at=None):
         self.at, self.lines, self.place = at, 0, None
 
     def __call__(self, frame, event, argument):
         file = frame.f_code.co_filename
-        if not (file.startswith("notebook cell") or file == helpers.__file__):
+        if not (file.startswith("notebook cell") or file in (helpers.__file__, tqdm.std.__file__)):
             return None
         if event == "line":
             self.lines += 1
@@ -76,175 +78,128 @@ class Interrupter:
             sys.settrace(before)
 
 
-def test_wherever_a_stop_falls_files_are_whole_and_resume_ends_bit_for_bit(undisturbed, tmp_path):
-    (tmp_path / "counted").mkdir()
+def draw_a_progress_line():
+    with helpers.ProgressLine(total=2, file=open(os.devnull, "w")) as line:
+        line.refresh()
+
+
+def test_wherever_a_stop_falls_files_are_whole_and_resume_ends_bit_for_bit(
+        names, undisturbed, tmp_path):
     with Interrupter().watching() as counter:
-        play(tmp_path / "counted")
+        play(names, tmp_path / "counted")
     places = set()
-    for number, at in enumerate(range(counter.lines // 20, counter.lines, counter.lines // 11)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        with Interrupter(at).watching() as interrupter, contextlib.suppress(KeyboardInterrupt):
-            play(folder)
-        places.add(interrupter.place)
-        for path in folder.glob("*.pt"):
-            torch.load(path, weights_only=True)  # or it raises
+    for at in range(counter.lines // 30, counter.lines, counter.lines // 12):
+        with Interrupter(at).watching() as stop, contextlib.suppress(KeyboardInterrupt):
+            play(names, tmp_path / str(at))
+        places.add(stop.place)
+        assert torch.get_float32_matmul_precision() == "highest", stop.place
+        another = threading.Thread(target=draw_a_progress_line, daemon=True)
+        another.start()
+        another.join(timeout=10)
+        assert not another.is_alive(), f"a stop in {stop.place} leaves a lock taken"
         torch.randn(17)  # whatever happens in between
-        play(folder, resume=True)
-        assert differences(saved_in(folder), saved_in(undisturbed)) == [], interrupter.place
-    assert len(places) > 3 and None not in places
-
-
-@pytest.mark.parametrize("function", ["take_turn", "update_average", "after_epoch"])
-def test_a_stop_ends_train_quietly_and_what_was_trained_is_there(tmp_path, capsys, function):
-    calls = itertools.count(1)
-
-    def press_stop_later(names):
-        original = names[function]
-
-        def pressed(*arguments):
-            result = original(*arguments)
-            if next(calls) == 2:
-                raise KeyboardInterrupt
-            return result
-
-        names[function] = pressed
-
-    game = play(tmp_path, change=press_stop_later)
-    assert 2 <= game.turn < 18
-    assert f"Stopped after {game.turn} of 18 turns" in capsys.readouterr().out
-
-
-def test_in_a_thread_of_its_own_nothing_is_missing(undisturbed, tmp_path):
-    thread = threading.Thread(target=play, args=[tmp_path])
-    thread.start()
-    thread.join()
-    assert differences(saved_in(tmp_path), saved_in(undisturbed)) == []
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_run_killed_while_it_writes_and_resumed_ends_the_same(undisturbed, tmp_path):
-    killed = python(__file__, tmp_path)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert saved_in(tmp_path)["turn"] == 6  # and not half of what the second epoch wrote
-    play(tmp_path, resume=True)
-    assert differences(saved_in(tmp_path), saved_in(undisturbed)) == []
-
-
-@pytest.mark.parametrize("cell, name", [
-    ("train-run", "mlp"), ("told-train", "told_mlp"), ("conditional-train", "told_dcgan")])
-def test_each_of_the_three_runs_resumes_bit_for_bit(tmp_path, cell, name):
-    def run(folder, stop=None, resume=False):
-        folder.mkdir(exist_ok=True)
-        names = notebook_code()
-        small = {"batch_size": 4, "turns_per_epoch": 3, "decay_from": 0.5}
-        names.update(output=folder, RESUME=resume, QUICK=True, EPOCHS=2, images=some_images(50),
-                     labels=torch.arange(50) % 10)
-        names["ask_any"] = partial(names["ask_for_any"], labels=names["labels"])
-        names["settings"] = names["replace"](names["Settings"](), **small)
-        run_cell("conv-init", names)
-        take_turn, turns = names["take_turn"], itertools.count(1)
-
-        def stopped_turn(*arguments):
-            if next(turns) == stop:
-                raise KeyboardInterrupt
-            return take_turn(*arguments)
-
-        names["take_turn"] = stopped_turn
-        run_cell(cell, names)
-        return saved_in(folder, f"{name}_checkpoint.pt")
-
-    whole = run(tmp_path / "whole")
-    assert run(tmp_path / "stopped", stop=whole["turn"] - 1)["turn"] == whole["turn"] // 2
-    assert differences(run(tmp_path / "stopped", resume=True), whole) == []
-
-
-def test_a_new_game_names_what_it_will_replace_and_replaces_it_after_an_epoch(tmp_path, capsys):
-    play(tmp_path)
-    finished = (tmp_path / FILE).read_bytes()
-
-    def stop_at_once(names):
-        names["r1_weight_at"] = lambda turn, settings: 1 / 0 if turn == 5 else 0
-
-    with pytest.raises(ZeroDivisionError):
-        play(tmp_path, seed=1, change=stop_at_once)
-    assert FILE in capsys.readouterr().out and (tmp_path / FILE).read_bytes() == finished
-    play(tmp_path, seed=1, epochs=1)
-    assert saved_in(tmp_path)["turn"] == 6
-
-
-def test_resume_without_a_checkpoint_says_so_and_a_game_can_be_lengthened(tmp_path, capsys):
-    play(tmp_path, epochs=4, decay_from=1.0)  # the rate never falls
-    whole = saved_in(tmp_path)
-    (tmp_path / FILE).unlink()
-    play(tmp_path, epochs=2, decay_from=1.0, resume=True)
-    assert f"there is no {tmp_path / FILE} to go on from" in capsys.readouterr().out
-    play(tmp_path, epochs=4, decay_from=1.0, resume=True)
-    assert differences(saved_in(tmp_path), whole) == []
-
-
-@pytest.mark.parametrize("now, parts", [
-    ({"r1_weight": 2.0}, ["r1_weight = 1.0", "2.0"]),
-    ({"images": some_images(49)}, ["images = 50", "49"]),
-    ({"images": some_images(50).flip(0)}, ["checksum of the images = "])])
-def test_another_setting_and_other_data_are_refused_by_name_and_both_values(
-        undisturbed, now, parts):
-    with pytest.raises(ValueError, match=f"{FILE}' was made with .*RESUME = False") as error:
-        play(undisturbed, resume=True, **now)
-    assert all(part in str(error.value) for part in parts)
-
-
-def test_half_a_checkpoint_and_one_of_another_edition_are_refused(undisturbed, tmp_path):
-    whole = (undisturbed / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(ValueError, match=f"{FILE}' is no whole checkpoint .*RESUME = False"):
-        play(tmp_path, resume=True)
-    without_average, fewer_settings = saved_in(undisturbed), saved_in(undisturbed)
-    del without_average["average"], fewer_settings["settings"]["beta1"]
-    for of_another in (without_average, fewer_settings, [1, 2]):
-        torch.save(of_another, tmp_path / FILE)
-        with pytest.raises(ValueError, match=f"{FILE}' is of another edition .*RESUME = False"):
-            play(tmp_path, resume=True)
-
-
-def test_a_checkpoint_keeps_no_larger_tensor_alive_for_a_part_of_it(undisturbed):
-    saved = saved_in(undisturbed)
-    for tensor in [saved["fixed_noise"], *saved["snapshots"].values()]:
-        assert tensor.untyped_storage().nbytes() == tensor.nbytes
-
-
-def test_numbers_of_numpy_are_saved_and_resumed_as_python_s(tmp_path):
-    settings = {"learning_rate": np.linspace(1e-4, 1e-3, 3)[1], "seed": np.int64(3),
-                "beta2": np.float32(0.5)}
-    play(tmp_path, epochs=np.int64(1), **settings)
-    assert play(tmp_path, epochs=2, resume=True, **settings).turn == 12
-
-
-def test_a_loss_that_is_no_number_ends_the_game_and_the_advice_works(tmp_path):
-    def poison(names):
-        def poisoned(game):
-            names["helpers"].save_checkpoint(game, tmp_path / FILE)
-            game.discriminator[1].bias.data[0] = torch.nan
-        names["after_epoch"] = poisoned
-
-    message = "between turns 66 and 100: D's loss is nan"
-    with pytest.raises(FloatingPointError, match=message) as error:
-        play(tmp_path, turns_per_epoch=66, change=poison)
-    assert saved_in(tmp_path)["turn"] == 66
-    for advice in ("RESUME = False", "a lower learning_rate", "a higher r1_weight"):
-        assert advice in str(error.value)
-    assert play(tmp_path, resume=False, learning_rate=1e-4, r1_weight=2.0).turn == 18
+        play(names, tmp_path / str(at), resume=True)  # from a file that is whole, or there is none
+        assert differences(saved_in(tmp_path / str(at)), saved_in(undisturbed)) == [], stop.place
+    assert len(places) > 4 and None not in places
 
 
 def write_half(path, content):
     """In place of Path.write_bytes: half of a checkpoint, and the end of this process."""
     with open(path, "wb") as file:
         file.write(content[:len(content) // 2])
-    if FILE in str(path):
-        signal.raise_signal(signal.SIGKILL)
+    signal.raise_signal(signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_run_killed_while_it_writes_leaves_one_file_more_and_resumes_bit_for_bit(
+        names, undisturbed, tmp_path):
+    killed = python(__file__, tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert saved_in(tmp_path)["turn"] == 6  # and not half of what the second epoch wrote
+    assert [path.name for path in tmp_path.glob("*.part*")] == [f"{FILE}.part"]
+    play(names, tmp_path, resume=True)
+    assert list(tmp_path.glob("*.part*")) == []
+    assert differences(saved_in(tmp_path), saved_in(undisturbed)) == []
+
+
+def test_a_save_that_fails_is_told_and_the_next_epoch_saves(
+        names, undisturbed, tmp_path, monkeypatch, capsys):
+    replace, turns = os.replace, []
+
+    def refuse_the_second(source, target):
+        turns.append(saved_in(tmp_path)["turn"] if turns else 0)  # what stands in the old file
+        if len(turns) == 2:
+            raise PermissionError(f"{target} is open in another program")  # as Windows does
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_the_second)
+    play(names, tmp_path)
+    assert f"Epoch 2 is not saved ({tmp_path / FILE} is open" in capsys.readouterr().out
+    assert turns == [0, 6, 6] and differences(saved_in(tmp_path), saved_in(undisturbed)) == []
+
+
+def test_a_new_game_names_what_it_will_replace_and_replaces_it_after_an_epoch(
+        names, tmp_path, monkeypatch, capsys):
+    play(names, tmp_path)
+    finished = (tmp_path / FILE).read_bytes()
+    assert "replaced" not in capsys.readouterr().out
+    monkeypatch.setitem(names, "r1_penalty", None)  # so that turn 4 fails
+    with pytest.raises(TypeError):
+        play(names, tmp_path, seed=1)
+    assert f"{FILE} of an earlier game is replaced" in capsys.readouterr().out
+    assert (tmp_path / FILE).read_bytes() == finished
+    monkeypatch.undo()
+    play(names, tmp_path, seed=1, epochs=1)
+    assert saved_in(tmp_path)["turn"] == 6
+
+
+def test_another_setting_is_refused_by_name_and_both_values_and_more_epochs_are_played(
+        names, undisturbed, tmp_path):
+    before = (undisturbed / FILE).read_bytes()
+    message = f"{FILE} was made with r1_weight = 1.0, which is now 2.0: .*resume=True"
+    with pytest.raises(ValueError, match=message):
+        play(names, undisturbed, resume=True, r1_weight=2.0)
+    assert (undisturbed / FILE).read_bytes() == before
+    play(names, tmp_path, epochs=2, decay=1e-9)  # the rate never falls
+    play(names, tmp_path, epochs=4, decay=1e-9, resume=True)
+    play(names, tmp_path / "whole", epochs=4, decay=1e-9)
+    without = [{**saved_in(folder), "settings": None} for folder in (tmp_path, tmp_path / "whole")]
+    assert differences(*without) == []
+
+
+def test_a_loss_that_is_no_number_ends_the_game_and_the_last_checkpoint_is_intact(
+        names, tmp_path, monkeypatch):
+    update_average = names["update_average"]
+
+    def poison(average, generator, turn):
+        update_average(average, generator, turn)
+        generator[0].bias.data[0] = torch.nan if turn == 70 else 0
+
+    monkeypatch.setitem(names, "update_average", poison)
+    with pytest.raises(FloatingPointError, match="before turn 100 .*'G's loss\": nan.*lower learn"):
+        play(names, tmp_path, turns_per_epoch=66)
+    whole = saved_in(tmp_path)
+    assert whole["turn"] == 66
+    assert all(value.isfinite().all() for value in flat(whole).values()
+               if isinstance(value, torch.Tensor))
+
+
+def test_a_seed_makes_the_same_game_again_and_another_seed_another(names, tmp_path):
+    once, again, other = (play(names, tmp_path, epochs=1, seed=seed) for seed in (3, 3, 4))
+    assert differences(once.average, again.average) == []
+    assert not torch.equal(once.average[0].weight, other.average[0].weight)
+
+
+def test_a_game_remembers_the_means_of_its_turns_and_a_drawing_of_each_epoch(names, tmp_path):
+    game = play(names, tmp_path)
+    assert [means["epoch"] for means in game.history] == [1, 2, 3]
+    assert list(game.drawings) == [0, 1, 2, 3]
+    assert torch.equal(game.drawings[3], helpers.generate(game.average, torch.ones(4, 8)))
+    assert 0 < game.history[-1]["D(G(z))"] < 1 and (tmp_path / "mlp_epoch_03.png").exists()
 
 
 if __name__ == "__main__":
-    play(Path(sys.argv[1]), epochs=1)
+    names_here = notebook_code()
+    play(names_here, Path(sys.argv[1]), epochs=1)
     Path.write_bytes = write_half
-    play(Path(sys.argv[1]), resume=True)  # until it saves the second epoch
+    play(names_here, Path(sys.argv[1]), resume=True)  # until it saves the second epoch

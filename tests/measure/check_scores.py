@@ -53,7 +53,7 @@ def shortfalls(name, rows):
 def main():
     with open(sys.argv[1], encoding="utf-8") as file:
         scores = json.load(file)
-    for name, seconds in scores["training_seconds"].items():
+    for name, seconds in scores["training seconds"].items():
         print(f"{name}: {seconds:.0f} s of training")
     found = failures(scores)
     print("\n".join(found) or "the full run's scores are as promised")

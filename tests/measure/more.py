@@ -1,6 +1,7 @@
 # ruff: noqa: F821  the notebook's names are not defined here
-"""What the text says and no cell prints: run_seeds.py runs this in the notebook's kernel, behind its
-last cell, by `%run -i tests/measure/more.py`. Prints rows for results.md, of one seed.
+"""What the text says and no cell prints: rows for results.md, of one seed.
+
+run_seeds.py runs this in the notebook's kernel, behind the last cell: %run -i tests/measure/more.py
 """
 
 import re

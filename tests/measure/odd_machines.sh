@@ -7,7 +7,7 @@ scratch=$(mktemp -d)
 trap 'chmod -R u+w "$scratch"; rm -rf "$scratch"' EXIT
 chmod 755 "$scratch"
 export GAN_QUICK=1
-unset GAN_OUTPUT GAN_DEVICE
+unset GAN_OUTPUT GAN_DEVICE GAN_SEED
 
 copy() {  # a clean copy of what is committed or about to be
     mkdir -p "$1"
@@ -42,9 +42,16 @@ if command -v taskset > /dev/null; then
         --output="$scratch/executed.ipynb"
 fi
 
+dark() {  # pictures stay as they are meant
+    mkdir -p "$scratch/mpl"
+    printf 'image.origin: lower\nfigure.facecolor: black\n' > "$scratch/mpl/matplotlibrc"
+    MPLCONFIGDIR="$scratch/mpl" MPLBACKEND=agg execute "$scratch/plain"
+    [ "$(grep -c '"image/png": "' "$scratch/executed.ipynb")" -gt 30 ]
+}
+place "another backend and style of matplotlib" dark
+
 jupyter nbconvert --to script "$scratch/plain/HandwrittenNumberGAN.ipynb" > /dev/null 2>&1
-place "a plain Python script" \
-    env -C "$scratch/plain" MPLBACKEND=svg python -W error::RuntimeWarning HandwrittenNumberGAN.py
+place "a script in IPython" env -C "$scratch/plain" ipython HandwrittenNumberGAN.py
 
 # Permission bits do not bind root, so root mounts the copy read-only, in a mount namespace that ends
 # with the command.

@@ -104,6 +104,11 @@ MEASURED = ("D's loss", "G's loss", "D(x)", "D(G(z))")  # what one turn measures
 KEPT = ("turn", "history", "drawings")                  # what a game has beside its networks
 
 
+def in_kernel() -> bool:
+    """Whether this runs in a notebook rather than in a terminal."""
+    return hasattr(get_ipython(), "kernel")
+
+
 class ProgressLine(tqdm):
     """A tqdm bar which in a notebook is one display, so that a saved one keeps one line of text."""
 
@@ -111,7 +116,7 @@ class ProgressLine(tqdm):
     shown = None
 
     def display(self, msg=None, pos=None):
-        if get_ipython() is None:
+        if not in_kernel():
             return super().display(msg, pos)
         line = {"text/plain": str(self) if msg is None else msg}
         if self.shown is None:
@@ -157,8 +162,9 @@ class Training:
                   "ends. resume=True goes on with that game instead.")
 
     def __enter__(self):
+        file = io.StringIO() if in_kernel() else sys.stdout  # tqdm ends with an empty line there
         self.line = ProgressLine(total=self.turns, initial=self.game.turn, unit="turn", ncols=116,
-                                 mininterval=0.5, file=sys.stdout)
+                                 mininterval=0.5, file=file, ascii=False)
         return self
 
     def __exit__(self, kind, error, trace):
@@ -282,10 +288,10 @@ def plot_grid(images: torch.Tensor, columns: int, title="", labels=(), row_label
     plt.close()
 
 
-def save_film(path, draw, frames, size) -> None:
+def save_film(path, draw, frames, size, colours=40) -> None:
     """Save a looping film (.gif, or .png for Jupyter): `draw(axes, frame)` for each of the frames.
 
-    `size`: inches, at 100 pixels each. All frames share 40 colours, for a small file.
+    `size`: inches, at 100 pixels each. All frames share so many `colours`, for a small file.
     """
     figure, axes = plt.subplots(figsize=size, dpi=100, layout="constrained")
     pictures = []
@@ -297,7 +303,7 @@ def save_film(path, draw, frames, size) -> None:
         pictures.append(Image.open(file).convert("RGB"))
     plt.close(figure)
     everything = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
-    palette = everything.quantize(40)
+    palette = everything.quantize(colours)
     first, *others = [picture.quantize(palette=palette, dither=0) for picture in pictures]
     durations = [300] * len(others) + [2000]  # milliseconds
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)

@@ -11,7 +11,6 @@ import tempfile
 from types import SimpleNamespace
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -22,7 +21,8 @@ NO_NETWORK = ROOT / "tests" / "no_network"
 OUTPUT = tempfile.TemporaryDirectory()  # removed when the tests end
 paths = [str(NO_NETWORK), str(ROOT), os.environ.get("PYTHONPATH", "")]
 os.environ |= {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "GAN_QUICK": "1",
-               "GAN_SEED": "0", "GAN_OUTPUT": OUTPUT.name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+               "GAN_SEED": "0", "GAN_DEVICE": "cpu", "GAN_OUTPUT": OUTPUT.name,
+               "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))  # for this process, which has started already
 sys.path.insert(0, str(ROOT / "tests" / "measure"))
 matplotlib.use("agg")  # here only: in the kernel pictures go to the notebook
@@ -33,14 +33,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 def story():
     """The notebook's definitions as attributes."""
     return SimpleNamespace(**notebook_code())
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """The figures that were shown, in a list that grows."""
-    figures = []
-    monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
-    return figures
 
 
 def flat(value, name=""):
@@ -64,9 +56,8 @@ def same(one, other):
 def differences(one, other):
     """The paths at which two states differ, or what `flat` made of both."""
     one, other = flat(one), flat(other)
-    both = one.keys() & other.keys()
-    changed = {path for path in both if not same(one[path], other[path])}
-    return sorted(changed | (one.keys() ^ other.keys()))
+    alike = {path for path in one.keys() & other.keys() if same(one[path], other[path])}
+    return sorted((one.keys() | other.keys()) - alike)
 
 
 def python(*arguments, **options):

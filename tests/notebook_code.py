@@ -2,11 +2,9 @@
 
 import ast
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from unittest import mock
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -20,34 +18,33 @@ NOTEBOOK = nbformat.read(ROOT / "HandwrittenNumberGAN.ipynb", as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 MAGIC = "%matplotlib inline"  # all of Jupyter's own language that there is
 SOURCES = {cell.id: cell.source.replace(MAGIC, "") for cell in CODE}
+DEFINITIONS = {cell.id for cell in CODE if "definition" in cell.metadata.get("tags", [])}
 DEFINES = ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
 
 
-def run_cell(cell, names, only_definitions=False):
+def run_cell(cell, names, definitions_only=False):
     """Run one cell of the notebook with these names; its pictures are closed, as in Jupyter."""
     tree = ast.parse(SOURCES[cell])
-    if only_definitions:
+    if definitions_only:
         tree.body = [statement for statement in tree.body if isinstance(statement, DEFINES)]
     exec(compile(tree, f"notebook cell {cell}", "exec"), names)
     plt.close("all")
 
 
-def new_names(name):
-    """The names of a new module, which is known to Python, as dataclasses want it."""
-    module = sys.modules[name] = ModuleType(name)
-    return module.__dict__
+def new_names(**given):
+    """The names of a module that Python knows, as dataclasses need it."""
+    module = sys.modules["names_of_the_notebook"] = ModuleType("names_of_the_notebook")
+    vars(module).update(given)
+    return vars(module)
 
 
-def notebook_code(**given):
+def notebook_code(kinds=10):
     """The names that the notebook defines: its cells of definitions run, and of the other cells
-    the functions and classes. `given`: what these need, in place of 50 random images of 10 kinds.
-    """
-    names = new_names("story_of_the_notebook")
-    names.update({"SEED": 0, "EPOCH": 6, "KINDS": 10, "images": some_images(50),
-                  "labels": torch.arange(50) % 10, **given})
-    with mock.patch.dict(os.environ, GAN_DEVICE="cpu"):
-        for cell in CODE:
-            run_cell(cell.id, names, "definition" not in cell.metadata.get("tags", []))
+    the functions and classes. The images are 50 random ones of so many kinds."""
+    names = new_names(SEED=0, EPOCH=6, KINDS=kinds, images=some_images(50),
+                      labels=torch.arange(50) % kinds)
+    for cell in SOURCES:
+        run_cell(cell, names, definitions_only=cell not in DEFINITIONS)
     return names
 
 
@@ -55,7 +52,7 @@ def some_images(n, size=28, seed=1):
     return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def tiny_generator(latent_dim=8):
+def tiny_generator(latent_dim):
     return nn.Sequential(nn.Linear(latent_dim, 16), nn.BatchNorm1d(16), nn.Linear(16, 28 * 28),
                          nn.Tanh(), nn.Unflatten(1, (1, 28, 28)))
 
@@ -65,8 +62,8 @@ def tiny_discriminator():
                          nn.Flatten(0))
 
 
-def tiny_game(story, **changes):
+def tiny_game(names, **changes):
     """A new game of two tiny players, 3 epochs of 6 turns, which takes a fraction of a second."""
     small = {"epochs": 3, "turns_per_epoch": 6, "batch_size": 8, "latent_dim": 8}
-    settings = dataclasses.replace(story.settings, **{**small, **changes})
-    return story.LongGame(settings, tiny_generator, tiny_discriminator)
+    settings = dataclasses.replace(names["settings"], **{**small, **changes})
+    return names["LongGame"](settings, tiny_generator, tiny_discriminator)

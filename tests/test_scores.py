@@ -1,13 +1,12 @@
 """The scores that the notebook teaches: closed forms, brute force, cases by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from check_scores import LEAST, LEAST_OF_ALL, failures
-from exercises import covered, kl, shares_of_digits
-from notebook_code import some_images
-from torch.nn.functional import one_hot
+from notebook_code import notebook_code, run_cell, some_images
 
 
 def normal(n, dim, seed, mean=0.0):
@@ -31,44 +30,30 @@ def radii_by_force(samples, k=5):
     return [sorted(math.dist(sample, other) for other in samples)[k] for sample in samples]
 
 
-def any_within(centre, radii, others):
-    """Whether one of the others is no further from the centre than its radius."""
-    return any(math.dist(centre, other) <= radius for other, radius in zip(others, radii))
-
-
-def test_precision_and_recall_are_those_of_brute_force_and_so_is_coverage(story):
+def test_radii_and_the_share_in_balls_are_those_of_brute_force(story):
     real, fake = normal(40, 3, 0), normal(25, 3, 1, mean=1.0)
-    reals, fakes = real.tolist(), fake.tolist()
-    real_radii, fake_radii = radii_by_force(reals), radii_by_force(fakes)
-    precision = sum(any_within(sample, real_radii, reals) for sample in fakes) / 25
-    recall = sum(any_within(sample, fake_radii, fakes) for sample in reals) / 40
-    coverage = sum(any_within(sample, [radius] * 25, fakes)
-                   for sample, radius in zip(reals, real_radii)) / 40
-    expected = precision, recall, coverage
-    sides = [story.side_of(samples, None) for samples in (real, fake)]
-    assert sides[0].radii.tolist() == pytest.approx(real_radii)
-    measured = *story.precision_and_recall(*sides), covered(story, *sides)
-    assert measured == pytest.approx(expected)
-    assert 0 < min(expected) and sum(expected) < 3  # a case that tells something
+    radii = story.neighbour_radii(real)
+    assert radii.tolist() == pytest.approx(radii_by_force(real.tolist()))
+    inside = [any(math.dist(sample, centre) <= radius for centre, radius in zip(real, radii))
+              for sample in fake]
+    assert 0 < sum(inside) < 25  # a case that tells something
+    assert story.share_in_balls(fake, real, radii) == pytest.approx(sum(inside) / 25)
 
 
-def test_too_few_samples_for_balls_are_refused(story):
-    with pytest.raises(ValueError, match="^5 samples have no 5th nearest other one"):
-        story.side_of(normal(5, 3, 0), None)
-
-
-def test_kl_and_confidence_are_those_computed_by_hand(story):
-    sure = one_hot(torch.tensor(10 * [0] + 30 * [1]), 10).double()
-    unsure = one_hot(torch.tensor(30 * [0] + 10 * [1]), 10).double()
-    unsure[-10:] *= 0.94  # what is left over does not matter here
-    real, fake = (story.side_of(normal(40, 3, 0), read) for read in (sure, unsure))
-    shares = shares_of_digits(fake.probabilities)
-    assert shares.tolist() == [0.75, 0.25] + [0] * 8  # eight digits are absent on both sides
-    by_hand = 0.75 * math.log(0.75 / 0.25) + 0.25 * math.log(0.25 / 0.75)
-    assert kl(shares, shares_of_digits(real.probabilities)) == pytest.approx(by_hand, rel=1e-5)
-    row = story.score(real, fake)
-    assert (row["confident"], row["samples"]) == (0.75, 40)
-    assert row["frechet"] == pytest.approx(0, abs=1e-6)  # the same features on both sides
+def test_a_row_of_scores_tells_what_is_missing_from_what_is_wrong():
+    """Points in a square stand for images, their coordinates for what a judge sees in them."""
+    real = torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
+    left, twice = real[real[:, 0] < 0.5] + 1e-3, 2 * real
+    names = notebook_code()
+    names["judge"], names["test_images"] = None, real
+    names["helpers"] = SimpleNamespace(
+        judge_images=lambda _, points: (points, torch.tensor([[0.96, 0.04], [0.9, 0.1]])))
+    run_cell("score", names)
+    half, too_large = names["score"](left), names["score"](twice)
+    assert half["precision"] > 0.95 and half["recall"] < 0.7
+    assert too_large["precision"] < 0.5 and too_large["recall"] > 0.9
+    assert half["samples"] == len(left) and half["confident"] == 0.5  # above 95 %
+    assert names["score"](real)["frechet"] < 1e-6 < half["frechet"]
 
 
 def test_nearest_images_are_those_of_brute_force(story):
@@ -77,15 +62,6 @@ def test_nearest_images_are_those_of_brute_force(story):
     distances, nearest = story.nearest_images(pictures, others)
     assert torch.equal(nearest, squares.indices)
     torch.testing.assert_close(distances.square(), squares.values, rtol=1e-4, atol=1e-4)
-
-
-def test_greys_are_the_nearest_ones(story):
-    pictures = torch.linspace(-1, 1, 101)
-    for levels in (2, 4, 256):
-        greys = torch.linspace(-1, 1, levels)
-        nearest = greys[(pictures[:, None] - greys).abs().argmin(dim=1)]
-        ties = ((pictures[:, None] - greys).abs().sort(dim=1).values[:, :2].diff() < 1e-5)[:, 0]
-        assert (story.in_greys(pictures, levels) - nearest)[~ties].abs().max() < 1e-5
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The page that writes numbers: its arithmetic against PyTorch, its answers, what it refuses."""
+"""The page that writes numbers: its arithmetic against PyTorch, and its answers in a browser."""
 
 import html
 import json
@@ -8,7 +8,6 @@ import subprocess
 
 import pytest
 import torch
-from torch import nn
 
 import gan_helpers as helpers
 
@@ -48,7 +47,7 @@ def test_page_draws_and_turns_as_pytorch_does(story, layers):
         const images = [...Array(10).keys()].map((digit) => [...draw(network, z, digit)])
         JSON.stringify([images, turn(z, network.directions, {steps})])"""))
     asked = torch.cat([hand.expand(10, -1), torch.eye(10)], dim=1)
-    expected = layers(asked).mean(dim=1).flatten(1).detach()
+    expected = layers(asked).flatten(1).detach()
     torch.testing.assert_close(torch.tensor(images), expected, rtol=0, atol=1e-3)
     assert expected.std(dim=0).mean() > 0.05 and expected.std(dim=1).mean() > 0.05  # they do differ
     for step, direction in zip(steps, directions):
@@ -74,13 +73,3 @@ def test_page_answers_what_is_typed_without_a_network_and_a_hostile_name_is_only
     assert json.loads(html.unescape(re.search('id="said">(.*?)<', opened)[1])) == [
         "Type a number, and it is written here.", "Digits from 0 to 9 only: 'a' cannot be written.",
         "42 in handwriting", name]
-
-
-@pytest.mark.parametrize("end, named", [
-    ([nn.Linear(24, 24)], "Linear"),
-    ([nn.ConvTranspose2d(17, 8, 3, stride=2, padding=1, output_padding=1)], "ConvTranspose2d"),
-    ([nn.ConvTranspose2d(17, 8, 2), nn.LeakyReLU(0.2), nn.BatchNorm2d(8)], "BatchNorm2d")])
-def test_what_the_page_cannot_draw_is_refused_by_name(end, named):
-    layers = nn.Sequential(nn.Unflatten(1, (17, 1, 1)), *end)
-    with pytest.raises(ValueError, match=f"writer.html cannot draw with {named}"):
-        helpers.writer_page(layers, torch.zeros(7), torch.zeros(0, 7), "run")

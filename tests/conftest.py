@@ -21,8 +21,7 @@ NO_NETWORK = ROOT / "tests" / "no_network"
 OUTPUT = tempfile.TemporaryDirectory()  # removed when the tests end
 paths = [str(NO_NETWORK), str(ROOT), os.environ.get("PYTHONPATH", "")]
 os.environ |= {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "GAN_QUICK": "1",
-               "GAN_SEED": "0", "GAN_DEVICE": "cpu", "GAN_OUTPUT": OUTPUT.name,
-               "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+               "GAN_SEED": "0", "GAN_OUTPUT": OUTPUT.name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))  # for this process, which has started already
 sys.path.insert(0, str(ROOT / "tests" / "measure"))
 matplotlib.use("agg")  # here only: in the kernel pictures go to the notebook
@@ -66,12 +65,12 @@ def python(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-def write_archives(folder, kinds, training, test, size=28):
+def write_archives(folder, kinds, training, test):
     """Four archives in MNIST's format: pictures of so many kinds, of as many images as said."""
     for stem, count in [("train", training), ("t10k", test)]:
         labels = np.arange(count) // 50 % kinds  # so that every 50th has another one, too
-        images = np.random.default_rng(count).integers(0, 100, (count, size, size))
-        images[np.arange(count), labels % size] = 255  # one white row, by its kind
+        images = np.random.default_rng(count).integers(0, 100, (count, 28, 28))
+        images[np.arange(count), labels] = 255  # one white row, by its kind
         for name, array in [("images-idx3", images), ("labels-idx1", labels)]:
             header = struct.pack(f">{1 + array.ndim}i", 0x800 + array.ndim, *array.shape)
             content = gzip.compress(header + array.astype(np.uint8).tobytes(), compresslevel=1)

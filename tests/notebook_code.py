@@ -2,9 +2,11 @@
 
 import ast
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -43,8 +45,9 @@ def notebook_code(kinds=10):
     the functions and classes. The images are 50 random ones of so many kinds."""
     names = new_names(SEED=0, EPOCH=6, KINDS=kinds, images=some_images(50),
                       labels=torch.arange(50) % kinds)
-    for cell in SOURCES:
-        run_cell(cell, names, definitions_only=cell not in DEFINITIONS)
+    with mock.patch.dict(os.environ, GAN_DEVICE="cpu"):
+        for cell in SOURCES:
+            run_cell(cell, names, definitions_only=cell not in DEFINITIONS)
     return names
 
 

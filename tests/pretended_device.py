@@ -15,10 +15,10 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 LABEL, PLACE, CPU = torch.device("cuda"), torch.device("cuda:0"), torch.device("cpu")
 Tensor, aten = torch.Tensor, torch.ops.aten
-
 INDEX = {aten.index, aten.index_put, aten.index_put_}
 TAKE_CPU_NUMBERS = {*INDEX, aten.fill_, aten.masked_fill, aten.masked_fill_}  # and all pointwise
 
@@ -36,13 +36,8 @@ def is_label(device):
     return torch.device(device).type == LABEL.type
 
 
-def tensors_in(values):
-    """All tensors among arguments or results, alone or in lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)
+def tensors_in(*values):
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 # What Python asks. Each takes the function of torch that it stands for, and that one's arguments --
@@ -85,7 +80,7 @@ class PythonMode(TorchFunctionMode):
         device = kwargs.get("device")
         if device is not None and is_label(device):
             kwargs = {**kwargs, "device": CPU}
-        self.about_marked = any(map(is_marked, tensors_in([*args, *kwargs.values()])))
+        self.about_marked = any(map(is_marked, tensors_in(args, kwargs)))
         try:
             result = function(*args, **kwargs)
         finally:
@@ -103,10 +98,10 @@ def refuse_two_devices(operation, args, tensors):
         if not is_marked(args[0]) and any(map(is_marked, tensors_in(args[1]))):
             raise RuntimeError("indices should be either on cpu or on the same device as the "
                                "indexed tensor (cpu)")
-        tensors = list(tensors_in([args[0], *args[2:]]))  # the indices may be on the CPU
+        tensors = tensors_in(args[0], args[2:])  # the indices may be on the CPU
     if torch.Tag.pointwise in operation.tags or operation.overloadpacket in TAKE_CPU_NUMBERS:
         # A single number (no dimension) may be on the CPU, unless the result is written to it.
-        written = list(tensors_in(args[:1])) if operation._schema.is_mutable else []
+        written = tensors_in(args[0]) if operation._schema.is_mutable else []
         tensors = [one for one in tensors if one.dim() or is_marked(one)] + written
     if not all(map(is_marked, tensors)):
         raise RuntimeError("Expected all tensors to be on the same device, but found at least two "
@@ -121,15 +116,14 @@ class OperationMode(TorchDispatchMode):
         self.python = python
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        tensors = list(tensors_in([*args, *kwargs.values()]))
+        tensors = tensors_in(args, kwargs)
         # What is made of no tensor, in the middle of a function of Python's, is where its are.
         marked = any(map(is_marked, tensors)) if tensors else self.python.about_marked
-        if not marked or operation.overloadpacket == aten.copy_:  # which goes between devices
-            return operation(*args, **kwargs)
-        refuse_two_devices(operation, args, tensors)
-        result = operation(*args, **kwargs)
-        for tensor in tensors_in([result]):
+        watched = marked and operation.overloadpacket != aten.copy_  # which goes between them
+        if watched:
+            refuse_two_devices(operation, args, tensors)
+        result = operation(*args, **kwargs or {})
+        for tensor in tensors_in(result) if watched else []:
             set_mark(tensor, True)
         return result
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from conftest import write_archives
 from refresh_notebook import copy_project
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
@@ -48,6 +49,7 @@ def browser(tmp_path):
     project, settings = tmp_path / "project", tmp_path / "settings"
     project.mkdir()
     copy_project(project)
+    write_archives(project / "data" / "MNIST" / "raw", kinds=10, training=6_400, test=6_000)
     tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
     tracker.write_text('{"windowingMode": "none"}')  # so that the page holds every cell

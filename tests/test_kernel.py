@@ -76,7 +76,7 @@ def test_every_cell_works_with_letters_few_images_and_two_latents(reader):
     for cell in CODE:
         reader.run(cell.id)
         if cell.id == "settings":
-            reader.run("settings = replace(settings, latent_dim=2)")
+            reader.run("settings = replace(settings, latent_dim=2, epochs=2)")
     reader.run("assert (len(images), KINDS, settings.latent_dim) == (200, 26, 2)",
                "assert list(ways) == ['direction 1', 'direction 2', 'at random']")
     told = "".join(output.get("text", "") for output in reader.cells["judge"].outputs)
@@ -95,14 +95,14 @@ def test_the_code_of_the_exercises_runs(reader):
 
 
 def test_the_stop_button_stops_training_and_resume_ends_as_if_nobody_had_pressed_it(reader):
-    reader.run("settings = replace(Settings(), epochs=4, turns_per_epoch=10)")
+    reader.run("settings = replace(Settings(), epochs=3, turns_per_epoch=10)")
     line, = [output.data["text/plain"] for output in reader.run("train-run")
              if output.output_type == "display_data" and "image/png" not in output.data]
-    assert line.startswith("100%") and "| 40/40 [" in line and "D's loss" in line
+    assert line.startswith("100%") and "| 30/30 [" in line and "D's loss" in line
     assert "\r" not in line
     checkpoint = reader.output / "mlp_checkpoint.pt"
     undisturbed = torch.load(checkpoint, weights_only=True)
-    assert checkpoint.stat().st_size < 45e6 and (reader.output / "mlp_epoch_04.png").exists()
+    assert checkpoint.stat().st_size < 45e6 and (reader.output / "mlp_epoch_03.png").exists()
 
     reader.run(WAIT_TO_BE_STOPPED)
     button = threading.Thread(target=reader.stop_once_there_is, args=[reader.output / "waiting"],
@@ -110,7 +110,7 @@ def test_the_stop_button_stops_training_and_resume_ends_as_if_nobody_had_pressed
     button.start()
     printed = "".join(output.get("text", "") for output in reader.run("train-run"))
     button.join()
-    assert "Stopped after 25 of 40 turns" in printed
+    assert "Stopped after 25 of 30 turns" in printed
     assert torch.load(checkpoint, weights_only=True)["turn"] == 20
     reader.run(reader.cells["train-run"].source.replace("resume=False", "resume=True"))
     assert differences(torch.load(checkpoint, weights_only=True), undisturbed) == []

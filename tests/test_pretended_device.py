@@ -4,6 +4,7 @@ import contextlib
 import gc
 import itertools
 import os
+import re
 from functools import partial
 from unittest import mock
 
@@ -11,8 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import write_archives
-from notebook_code import CODE, new_names, run_cell
+from conftest import python, write_archives
+from notebook_code import ROOT, SOURCES, new_names, run_cell
 from pretended_device import PLACE, pretended_device
 
 import gan_helpers as helpers
@@ -33,21 +34,38 @@ def without_garbage_collection():
 
 @pytest.fixture(scope="module")
 def after_run(tmp_path_factory, without_garbage_collection):
-    """The names of the notebook, once all of it has run there on few images of five kinds."""
+    """The names of the notebook, once all of it has run there on few images of ten kinds."""
     names = new_names()
     output, data = (tmp_path_factory.mktemp(name) for name in ("output", "data"))
-    write_archives(data, kinds=5, training=6_400, test=6_000)
+    write_archives(data, kinds=10, training=6_400, test=6_000)
     with (mock.patch.dict(os.environ, GAN_OUTPUT=str(output), GAN_DEVICE=""),
           mock.patch.object(helpers, "load_mnist", partial(helpers.load_mnist, folder=data)),
           torch.random.fork_rng(devices=[]), pretended_device()):
-        for cell in CODE:
-            run_cell(cell.id, names)
+        for cell in SOURCES:
+            run_cell(cell, names)
+            if cell == "settings":
+                names["settings"] = names["replace"](names["settings"], epochs=2)  # to save time
     return names
 
 
 def test_the_whole_notebook_keeps_to_its_devices(after_run):
     with pretended_device():
         assert after_run["images"].device == after_run["latents"].device == PLACE
+
+
+def test_readme_example_runs_with_pytorch_and_torchvision_alone_and_any_batch(after_run):
+    readme, output = (ROOT / "README.md").read_text(encoding="utf-8"), after_run["output"]
+    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    forbidden = "import sys; sys.modules.update(gan_helpers=None, matplotlib=None, IPython=None)\n"
+    run = python("-c", forbidden + example.replace("output/", f"{output}/"), cwd=output)
+    assert run.returncode == 0 and (output / "2026.png").exists(), run.stderr
+    writer = torch.export.load(output / "writer.pt2").module()
+    for n in (1, 1000):
+        latent, digits = torch.randn(n, 100), torch.arange(n) % 10
+        with pretended_device() as device:
+            drawn = after_run["draw"](after_run["told_dcgan"], digits.to(device), latent.to(device))
+            drawn = drawn.cpu()
+        torch.testing.assert_close(writer(latent, digits), drawn)
 
 
 def stop_resume_and_show_the_film(names):

@@ -40,24 +40,23 @@ charged = new_game(momentum, momentum)
 for _ in range(2 * EPOCH):
     real = draw_from(images, 128)
     take_turn(charged, real, draw_latent(128), 0.5 * r1_penalty(charged.discriminator, real))
-ends = {f"momentum: {who}": played.generator for who, played in games.items()}
+ends = {f"momentum: {who}": generator for who, generator in generators.items()}
 ends |= {"no momentum, and R1": game.generator, "no momentum, R1, and the average": average,
-         "the tutorials' Adam": tutorials.generator,
-         "momentum for both, and R1": charged.generator}
+         "the tutorials' Adam": tutorials, "momentum for both, and R1": charged.generator}
 for name, generator in ends.items():
     print_score(name, score(helpers.generate(generator, torch.randn(10_000, 100).to(device))))
 
 print("== lag")
 AGES = (0, 5, 10, 20, 40)
 for who in ("only D", "neither"):
-    latent, fakes, verdicts = draw_latent(128), deque(maxlen=41), []
-    for turn in range(140):  # forty to fill the memory, then a hundred
+    late, latent, fakes, verdicts = new_game(*whose[who]), draw_latent(128), deque(maxlen=41), []
+    for turn in range(2 * EPOCH + 140):  # in the last hundred D is asked
         with torch.no_grad():
-            fakes.append(games[who].generator(latent))
-            if turn >= 40:
+            fakes.append(late.generator(latent))
+            if turn >= 2 * EPOCH + 40:
                 seen = [draw_from(images, 128), *(fakes[-1 - age] for age in AGES)]
-                verdicts.append([games[who].discriminator(each).sigmoid().mean() for each in seen])
-        take_turn(games[who], draw_from(images, 128), draw_latent(128))
+                verdicts.append([late.discriminator(each).sigmoid().mean() for each in seen])
+        take_turn(late, draw_from(images, 128), draw_latent(128))
     print_row(f"momentum: {who}", *(f"{mean:.2f}" for mean in torch.tensor(verdicts).mean(dim=0)))
 
 print("== plane")

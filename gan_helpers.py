@@ -147,7 +147,7 @@ class Training:
     goes on from its checkpoint, on a CPU bit for bit as if it had never stopped.
 
     Raises ValueError if the checkpoint has other settings (more or fewer epochs are allowed), and
-    FloatingPointError if a mean is not finite.
+    FloatingPointError if a mean or a weight is not finite.
     """
 
     def __init__(self, game, folder, look_from=None, resume=False):
@@ -155,8 +155,10 @@ class Training:
         self.turns = self.settings.epochs * self.settings.turns_per_epoch
         self.stem = Path(folder) / self.settings.name
         self.checkpoint = Path(f"{self.stem}_checkpoint.pt")
-        if resume:
+        if resume and self.checkpoint.exists():
             self.load()
+        elif resume:
+            print(f"There is no {self.checkpoint} to go on from: the game begins afresh.")
         elif self.checkpoint.exists() and game.turn == 0:
             print(f"{self.checkpoint.name} of an earlier game is replaced when the first epoch "
                   "ends. resume=True goes on with that game instead.")
@@ -195,7 +197,9 @@ class Training:
         self.sum = self.sum + measured
 
     def report(self, means):
-        if not all(map(math.isfinite, means.values())):
+        finite = all(map(math.isfinite, means.values())) and all(
+            weight.isfinite().all() for weight in self.game.average.parameters())  # after the move
+        if not finite:
             raise FloatingPointError(
                 f"training broke down before turn {self.game.turn:,} ({means}). Begin again with a "
                 "lower learning_rate or a higher r1_weight; the last checkpoint is intact.")
@@ -216,10 +220,10 @@ class Training:
                 f"epoch {epoch} ({seconds:.0f} s):   " + ",   ".join(
                     f"{name} {mean:.2f}" for name, mean in means.items())))
         try:
+            self.save()
             if self.look_from is not None:
                 save_image(self.game.drawings[epoch], f"{self.stem}_epoch_{epoch:02}.png",
                            nrow=len(self.look_from) // 2, normalize=True, value_range=(-1, 1))
-            self.save()
         except OSError as error:  # a full disk, or another program that holds the file
             print(f"Epoch {epoch} is not saved ({error}). The game goes on, and the next epoch "
                   "tries again.")

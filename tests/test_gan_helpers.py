@@ -84,7 +84,11 @@ def test_anything_but_nothing_and_0_is_quick(monkeypatch, value, quick):
 def shown(monkeypatch):
     """The figures that were shown, in a list that grows."""
     figures = []
-    monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
+
+    def show():
+        figures.append(plt.gcf())
+
+    monkeypatch.setattr(plt, "show", show)
     return figures
 
 
@@ -132,10 +136,12 @@ def test_nan_too_bright_another_shape_or_no_images_are_refused(images, part):
 
 @pytest.mark.parametrize("name, backend", [("film.gif", "agg"), ("film.png", "svg")])
 def test_a_film_shows_every_frame_whatever_matplotlib_draws_on(tmp_path, name, backend):
+    def draw(axes, grey):
+        axes.imshow(np.full((9, 9), grey), cmap="gray", vmin=0, vmax=2)
+
     plt.switch_backend(backend)
     try:
-        helpers.save_film(tmp_path / name, lambda axes, grey: axes.imshow(
-            np.full((9, 9), grey), cmap="gray", vmin=0, vmax=2), [0, 1, 2], size=(2, 2))
+        helpers.save_film(tmp_path / name, draw, [0, 1, 2], size=(2, 2))
     finally:
         plt.switch_backend("agg")
     seen = []

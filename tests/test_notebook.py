@@ -244,7 +244,11 @@ def test_the_smallest_game_circles_runs_away_or_comes_closer_as_the_text_says(
 @pytest.mark.parametrize("tell_g, tell_d", [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_in_the_plane_each_player_sees_the_code_only_if_it_is_told(story, tell_g, tell_d):
     generator, seen = story.ToldPoints(tell_g, tell_d), []
-    generator.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def remember(_, inputs):
+        seen.append(inputs[0])
+
+    generator.generator.register_forward_pre_hook(remember)
     fakes, reals = generator(torch.randn(50, 16)), story.real_told(50, tell_d)
     assert (seen[0][:, 16:].sum(dim=1) == tell_g).all()
     assert (fakes[:, 2:].sum(dim=1) == tell_d).all() and (reals[:, 2:].sum(dim=1) == tell_d).all()

@@ -86,6 +86,12 @@ for number in range(1, 7) if SEED == 0 else (1, 2, 6):  # the others train for m
             print("without a change:")
             try_out()
 
+drawn_by_atlas = helpers.generate(atlas.average, draw_latent(len(test_images), 2))
+features, _ = helpers.judge_images(judge, drawn_by_atlas)
+covered = [(torch.cdist(chunk, features) <= radii[:, None]).any(dim=1)
+           for chunk, radii in zip(real_features.split(1000), real_radii.split(1000))]
+print_row("coverage of the atlas", f"{torch.cat(covered).float().mean():.3f}")
+
 
 class SeesMinusOne(Discriminator):
     def forward(self, images):

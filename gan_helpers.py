@@ -276,7 +276,7 @@ def plot_grid(images: torch.Tensor, columns: int, title="", labels=(), row_label
     size = grid.shape[1] * scale / 100, grid.shape[0] * scale / 100
     figure = plt.figure(figsize=size, dpi=100)
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False)
-    few_greys = grid.mul(11).round()  # twelve, for a small file
+    few_greys = grid.mul(11).round().numpy()  # twelve, for a small file
     axes.imshow(few_greys, cmap="gray", vmin=0, vmax=11, interpolation="none", origin="upper")
     axes.set_title(title, fontsize=10)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -334,7 +334,7 @@ def draw_plane(axes, title: str, points: torch.Tensor, values: torch.Tensor, cen
     colour bar needs.
     """
     share, reached = hits(points, centres, radius)
-    values = values.view(61, 61).cpu()
+    values = values.view(61, 61).cpu().numpy()
     background = axes.imshow(values, cmap=ORANGE, vmin=limits[0], vmax=limits[1], origin="lower",
                              extent=(-3, 3, -3, 3), interpolation="bilinear")
     if values.min() < sum(limits) / 2 < values.max():

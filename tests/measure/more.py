@@ -72,6 +72,26 @@ for title, points in hit.items():
     share, reached = helpers.hits(points, *RINGS)
     print_row(title, f"{share:.0%}", reached)
 
+
+def blurred(pictures):
+    return nn.functional.avg_pool2d(frame(pictures)[:, :, 1:-1, 1:-1], 3, stride=1)
+
+
+if SEED == 0:  # a single run
+    print("== detective")
+    for levels, share in told_apart.items():
+        print_row(f"{levels} greys", 3, f"{share:.1%}")
+    lessons, unseen = (real_and_forged(pictures, digits)[0] for pictures, digits in [
+        (images[:n], labels[:n]), (test_images, test_labels)])
+    for levels, look_at, lesson_epochs in [(256, blurred, 3), (256, nn.Identity(), 8),
+                                           (2, nn.Identity(), 8)]:
+        round_to_greys(lessons, levels)
+        round_to_greys(unseen, levels)
+        detective = helpers.train_judge(look_at(lessons), is_forged, epochs=lesson_epochs)
+        verdict = helpers.judge_images(detective, look_at(unseen))[1].argmax(dim=1)
+        print_row(f"{levels} greys{', blurred' if look_at is blurred else ''}", lesson_epochs,
+                  f"{(verdict == truth).float().mean():.1%}")
+
 print("== exercises")
 notebook = nbformat.read("HandwrittenNumberGAN.ipynb", as_version=4)
 source = {cell.id: cell.source for cell in notebook.cells}
@@ -98,10 +118,6 @@ class SeesMinusOne(Discriminator):
         return self.layers(images)
 
 
-def blurred(pictures):
-    return nn.functional.avg_pool2d(frame(pictures)[:, :, 1:-1, 1:-1], 3, stride=1)
-
-
 if SEED == 0:  # a single run of these, too
     print("for test images:", [nearest_images(test_images[:2_000], thousand)[0].median().item()
                                for thousand in (images[:1_000], images[1_000:2_000])])
@@ -109,15 +125,3 @@ if SEED == 0:  # a single run of these, too
     minus_one = LongGame(replace(settings, name="exercise", epochs=6), Generator, SeesMinusOne)
     train(minus_one, images)
     print_score("D sees black as -1", score(helpers.generate(minus_one.average, latents)))
-
-    print("== detective")
-    for levels, share in told_apart.items():
-        print_row(f"{levels} greys", 3, f"{share:.1%}")
-    for levels, look_at, lesson_epochs in [(256, nn.Identity(), 8), (2, nn.Identity(), 8),
-                                           (256, blurred, 3)]:
-        detective = helpers.train_judge(look_at(in_greys(lessons, levels)), is_forged,
-                                        epochs=lesson_epochs)
-        seen = look_at(in_greys(unseen, levels))
-        verdict = helpers.judge_images(detective, seen)[1].argmax(dim=1)
-        print_row(f"{levels} greys{', blurred' if look_at is blurred else ''}", lesson_epochs,
-                  f"{(verdict == truth).float().mean():.1%}")

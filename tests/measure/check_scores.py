@@ -1,26 +1,26 @@
 """Check the scores of a full run; .ci/run does:  python tests/measure/check_scores.py scores.json
 
 The limits are the quality that this project promises on any machine. Each lies beyond the worst
-that was measured (three seeds of each network in results.md, the committed run, a run on a GPU) by
-about the noise of one seed, or more: a fifth of a Fréchet distance, 0.02 of a share, 0.01 of a
-share that is nearly 1. A step of the recipe gone wrong does not pass: the MLP without its average
-reaches 0.94 to 1.05, the textbook's recipe 7.5, and an untold network reads 10 % as asked.
+that was measured (three seeds of each network in results.md, and the committed run), most of them
+by the noise of one seed; the told DCGAN's by less, since the limits are those of the edition
+before. A step of the recipe gone wrong does not pass: the MLP without its average reaches 0.83 to
+1.02, and an untold network reads 10 % as asked.
 Times are printed and never checked: machines differ fourfold.
 """
 
 import json
 import sys
 
-MOST_FRECHET = {"MLP": 0.7, "told MLP": 0.4, "told DCGAN": 0.4}  # worst: 0.52, 0.30, 0.33
+MOST_FRECHET = {"MLP": 0.7, "told MLP": 0.4, "told DCGAN": 0.4}  # worst: 0.53, 0.30, 0.37
 LEAST = {
-    # worst:                0.867,          0.849,             0.816
+    # worst:                0.872,          0.850,             0.823
     "MLP": {"precision": 0.84, "recall": 0.83, "confident": 0.80},
-    # worst:                0.941,          0.793,             0.964
+    # worst:                0.942,          0.788,             0.964
     "told MLP": {"precision": 0.90, "recall": 0.76, "confident": 0.93},
-    # worst:                0.924,          0.823,             0.968
+    # worst:                0.927,          0.796,             0.972
     "told DCGAN": {"precision": 0.90, "recall": 0.78, "confident": 0.94},
 }
-LEAST_OF_ALL = {"judge": 0.993, "memory": 0.9, "read as asked": 0.97}  # worst: 0.996, 0.99, 0.986
+LEAST_OF_ALL = {"judge": 0.993, "memory": 0.9, "read as asked": 0.97}  # worst: 0.996, 1.00, 0.989
 
 
 def failures(scores):

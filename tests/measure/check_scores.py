@@ -4,7 +4,7 @@ The limits are the quality that this project promises on any machine. Each lies 
 that was measured (three seeds of each network in results.md, and the committed run), most of them
 by the noise of one seed; the told DCGAN's by less, since the limits are those of the edition
 before. A step of the recipe gone wrong does not pass: the MLP without its average reaches 0.83 to
-1.02, and an untold network reads 10 % as asked.
+1.23, and an untold network reads 10 % as asked.
 Times are printed and never checked: machines differ fourfold.
 """
 
@@ -13,14 +13,14 @@ import sys
 
 MOST_FRECHET = {"MLP": 0.7, "told MLP": 0.4, "told DCGAN": 0.4}  # worst: 0.53, 0.30, 0.37
 LEAST = {
-    # worst:                0.872,          0.850,             0.823
+    # worst:                0.872,          0.846,             0.823
     "MLP": {"precision": 0.84, "recall": 0.83, "confident": 0.80},
     # worst:                0.942,          0.788,             0.964
     "told MLP": {"precision": 0.90, "recall": 0.76, "confident": 0.93},
-    # worst:                0.927,          0.796,             0.972
+    # worst:                0.925,          0.796,             0.966
     "told DCGAN": {"precision": 0.90, "recall": 0.78, "confident": 0.94},
 }
-LEAST_OF_ALL = {"judge": 0.993, "memory": 0.9, "read as asked": 0.97}  # worst: 0.996, 1.00, 0.989
+LEAST_OF_ALL = {"judge": 0.993, "memory": 0.9, "read as asked": 0.97}  # worst: 0.996, 1.00, 0.986
 
 
 def failures(scores):

@@ -295,11 +295,12 @@ def plot_grid(images: torch.Tensor, columns: int, title="", labels=(), row_label
 def save_film(path, draw, frames, size, colours=40) -> None:
     """Save a looping film (.gif, or .png for Jupyter): `draw(axes, frame)` for each of the frames.
 
-    `size`: inches, at 100 pixels each. All frames share so many `colours`, for a small file.
+    The last frame comes first, too, since the first is what paper shows. `size`: inches, at 100
+    pixels each. All frames share so many `colours`, for a small file.
     """
     figure, axes = plt.subplots(figsize=size, dpi=100, layout="constrained")
     pictures = []
-    for frame in frames:
+    for frame in [frames[-1], *frames]:
         axes.clear()
         draw(axes, frame)
         file = io.BytesIO()

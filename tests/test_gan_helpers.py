@@ -146,11 +146,12 @@ def test_a_film_shows_every_frame_whatever_matplotlib_draws_on(tmp_path, name, b
         plt.switch_backend("agg")
     seen = []
     with Image.open(tmp_path / name) as film:
-        assert film.n_frames == 3 and film.info["loop"] == 0 and film.size == (200, 200)
-        for frame in range(3):
+        assert film.n_frames == 4 and film.info["loop"] == 0 and film.size == (200, 200)
+        for frame in range(4):
             film.seek(frame)
             seen.append(film.convert("L").getpixel((100, 100)))
-    assert seen == pytest.approx([0, 128, 255], abs=12) and plt.get_fignums() == []
+    assert seen == pytest.approx([255, 0, 128, 255], abs=12)  # paper shows the first: the end
+    assert plt.get_fignums() == []
 
 
 def test_the_plane_shows_values_points_and_rings_where_they_are_and_counts_hits():

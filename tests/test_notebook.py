@@ -188,7 +188,7 @@ def test_r1_is_that_of_finite_differences_and_the_penalty_is_added_to_the_loss(s
     torch.testing.assert_close(charged - weight.grad, 1.5 * of_penalty)
 
 
-def test_the_average_is_a_mean_with_a_memory_of_a_ninth_and_holds_batchnorm_s_numbers_too(story):
+def test_the_average_moves_by_a_falling_share_and_holds_batchnorm_s_numbers_too(story):
     average, generator = (tiny_game(vars(story), seed=seed).generator for seed in (1, 2))
     generator(5 + 3 * torch.randn(64, 8))
     before, new = flat(average), flat(generator)
@@ -221,12 +221,13 @@ def test_the_rate_falls_at_the_end_and_the_penalty_comes_on_each_fifth_turn(tmp_
 AT_ONCE = {"        psi -= 0.2 * d_push\n": "",
            "        theta -= 0.2 * g_push\n":
            "        psi -= 0.2 * d_push\n        theta -= 0.2 * g_push\n"}
-REJECTED_LOSS = {"g_slope = -psi / (1 + math.exp(psi": "g_slope = -psi / (1 + math.exp(-psi"}
+REJECTED_LOSS = {
+    "g_gradient = -psi / (1 + math.exp(psi": "g_gradient = -psi / (1 + math.exp(-psi"}
 BOTH = {"g_momentum": 0.9, "d_momentum": 0.9}
 
 
 @pytest.mark.parametrize("change, variant, least, most, still_moves", [
-    ({}, {}, 0.3, 0.4, True), ({}, {"penalty": 0.3}, 0, 1e-3, False),
+    ({}, {}, 0.3, 0.4, True), ({}, {"charge": 0.15}, 0, 1e-3, False),
     ({}, {"g_momentum": 0.9}, 1.4, 2.2, True), ({}, {"d_momentum": 0.9}, 1.4, 2.2, True),
     ({}, BOTH, 4.8, 6.2, True), ({}, {"average": 0.99}, 0, 0.1, True),
     (REJECTED_LOSS, {}, 0.97, 1.03, True), (REJECTED_LOSS, BOTH, 5.2, 5.4, False),

@@ -23,7 +23,7 @@ from notebook_code import SOURCES, new_names, run_cell  # noqa: E402
 matplotlib.use("agg")
 names = new_names()
 cells = list(SOURCES)
-for cell in cells[:cells.index("cures-plane") + 1]:
+for cell in cells[:cells.index("cures") + 1]:
     run_cell(cell, names)
 for cell in ("judge", "confident", "frechet", "precision-recall", "score", "plane-told-players"):
     run_cell(cell, names, definitions_only=cell == "confident")

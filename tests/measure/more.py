@@ -41,6 +41,17 @@ for stretch in (1, 1.1, 1.2):
                 score(draw(lighter, asked, stretch * latents)))
 
 
+print("== DCGAN, told nothing, two epochs, with momentum and without")
+for beta1 in (0.9, 0.0):
+    untold = LongGame(replace(dcgan_settings, name="untold", epochs=2, beta1=beta1), ConvGenerator,
+                      ConvDiscriminator)
+    train(untold, frame(images))
+    untold_latents = draw_latent(10_000)
+    for which, player in {"not averaged": untold.generator, "average": untold.average}.items():
+        drawings = helpers.generate(player, untold_latents)[:, :, 2:30, 2:30]
+        print_score(f"DCGAN, beta1 = {beta1}, {which}", score(drawings))
+
+
 def blurred(pictures):
     return nn.functional.avg_pool2d(frame(pictures)[:, :, 1:-1, 1:-1], 3, stride=1)
 

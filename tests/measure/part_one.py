@@ -73,16 +73,27 @@ for who, betas in {**story.whose, "0.5 for both": 2 * ((0.5, 0.999),)}.items():
     if who != "neither":
         print_score(f"momentum: {who}, and R1", play_on(new_game(*betas), 2 * EPOCH, r1_weight=1.0))
 
+print_score("momentum: neither, a fifth of the rate",
+            play_on(new_game(none, none, 2e-4), 2 * EPOCH))
+
 print("== section 7: who is late")
 for who, (old_experts, old_fakes) in story.said.items():
     print_row(f"momentum: {who}", *(f"{verdict:.2f}" for verdict in old_experts + old_fakes[1:]))
 
 print("== section 7: lateness without momentum")
-for name, generator in story.late.items():
-    print_score(name.replace("\n", " "), generator)
-print_score("both are ten turns late", story.play_late(10, 10))
+for name, game in story.late.items():
+    print_score(name.replace("\n", " "), game.generator)
+print_score("both are ten turns late", story.play_late(10, 10).generator)
 for turns in (1, 2, 5):
-    print_score(f"D learns from fakes {turns} turns old", story.play_late(fakes_late=turns))
+    print_score(f"D learns from fakes {turns} turns old", story.play_late(turns).generator)
+other_latents = new_game(none, none)  # as in all late games, D and G see other latents in a turn
+for _ in range(2 * EPOCH):
+    fake = other_latents.generator(draw_latent(128)).detach()
+    story.discriminator_step(other_latents.discriminator, other_latents.d_optimizer,
+                             draw_from(images, 128), fake)
+    story.generator_step(other_latents.generator, other_latents.discriminator,
+                         other_latents.g_optimizer, other_latents.generator(draw_latent(128)))
+print_score("nobody is late, other latents for G's move", other_latents.generator)
 
 print("== section 7: momentum destroys, and without it nothing comes back")
 print_score("writes, then momentum for an epoch",
@@ -153,7 +164,7 @@ for name, game, r1_weight in [("no momentum", games["neither"], 0.0),
     print_row(name, *(f"{each:.2f}" for each in slopes), f"{moved / apart:.2f}")
 
 print("== section 7: how varied drawings are (digits that are at least 1 % of 10,000; the median "
-      "distance of 2,000 to the nearest other, by that of real images)")
+      "distance of 2,000 to the nearest other, by that of real images; D on real images, on fakes)")
 
 
 def variety(pictures):
@@ -164,11 +175,17 @@ def variety(pictures):
 
 
 _, of_real = variety(images[:10_000])
+players = {f"momentum: {who}": game for who, game in games.items()}
+players |= {name.replace("\n", " "): game for name, game in story.late.items()}
+for name, game in players.items():
+    drawings = helpers.generate(game.generator, draw_latent(10_000))
+    kinds, distance = variety(drawings)
+    d_real, d_fake = (game.discriminator(each).sigmoid().mean()
+                      for each in (images[:1000], drawings))
+    print_row(name, kinds, f"{distance / of_real:.2f}", f"{d_real:.2f}", f"{d_fake:.2f}")
 untrained = story.Generator().to(story.device)
-for name, generator in {**{f"momentum: {who}": games[who].generator for who in games},
-                        "untrained": untrained}.items():
-    kinds, distance = variety(helpers.generate(generator, draw_latent(10_000)))
-    print_row(name, kinds, f"{distance / of_real:.2f}")
+kinds, distance = variety(helpers.generate(untrained, draw_latent(10_000)))
+print_row("untrained", kinds, f"{distance / of_real:.2f}", "", "")
 
 print("== the plane: told by whom, whose momentum, each cure")
 hit = {title: points for title, (points, _) in story.told.items()}

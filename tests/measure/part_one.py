@@ -1,8 +1,9 @@
-"""What Part I says and no cell prints: rows for results.md, of one seed, in 15 minutes on a core.
+"""What Part I says and no cell prints: rows for results.md, of one seed, in half an hour on a core.
 
     python tests/measure/part_one.py 0
 
-It runs the notebook's own cells up to section 7, and those of section 10 that keep the score.
+It runs the notebook's own cells up to the games of section 8, and those of section 10 that keep
+the score.
 """
 
 import os
@@ -143,7 +144,7 @@ print_score("momentum: both, G kept out of the flat ends", outside.generator)
 print_row("momentum: both, neither, kept out", *map(share_in_flat_ends, (
     collapsed.generator, games["neither"].generator, outside.generator)))
 
-print("== section 7: what R1 does (slope of D's logit at real images, at fakes, half-way; how far "
+print("== section 8: what R1 does (slope of D's logit at real images, at fakes, half-way; how far "
       "a drawing moves in twenty turns, as a share of the distance of two drawings)")
 
 

@@ -235,9 +235,11 @@ if story.SEED == 0:  # nothing here depends on it
                   f"{story.share_in_balls(one, other, story.neighbour_radii(other)):.3f}",
                   f"{story.confident(probabilities):.1%}")
 
-    half = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
-    compare("half of the test images, and the other half", test[half[:5000]], test[half[5000:]])
-    compare("half of the test images, and 5,000 training images", test[half[:5000]], images[:5000])
+    one_half, other_half = torch.randperm(
+        len(test), generator=torch.Generator().manual_seed(0)).chunk(2)
+    compare("half of the test images, and the other half", test[one_half], test[other_half])
+    compare("half of the test images, and as many training images", test[one_half],
+            images[:len(one_half)])
     specked = {}
     for number in (3, 10):
         specked[number] = images[:10_000].clone()

@@ -20,7 +20,7 @@ LEAST = {
     # worst:                0.925,          0.796,             0.966
     "told DCGAN": {"precision": 0.90, "recall": 0.78, "confident": 0.94},
 }
-LEAST_OF_ALL = {"judge": 0.993, "memory": 0.9, "read as asked": 0.97}  # worst: 0.996, 1.02, 0.986
+LEAST_OF_ALL = {"judge": 0.993, "memory": 0.9, "read as asked": 0.97}  # worst: 0.996, 1.03, 0.985
 
 
 def failures(scores):

@@ -8,16 +8,7 @@ import re
 import resource
 
 import nbformat
-
-
-def print_row(name, *columns):
-    print(f"| {name} | {SEED} | {' | '.join(map(str, columns))} |", flush=True)
-
-
-def print_score(name, row):
-    print_row(name, f"{row['frechet']:.2f}", f"{row['precision']:.3f}", f"{row['recall']:.3f}",
-              f"{row['confident']:.1%}")
-
+from rows import print_row, print_score
 
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # of KB, on Linux
 print(f"== peak memory of the notebook: {peak:.2f} GB")
@@ -39,7 +30,6 @@ train(lighter, write_label(frame(images), one_hot(labels, KINDS)), ask_for_any)
 for stretch in (1, 1.1, 1.2):
     print_score(f"told MLP with an R1 of 0.3, stretched by {stretch}",
                 score(draw(lighter, asked, stretch * latents)))
-
 
 print("== DCGAN, told nothing, two epochs, with momentum and without")
 for beta1 in (0.9, 0.0):

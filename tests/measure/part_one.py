@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, pa
 os.environ.update(GAN_SEED=sys.argv[1], GAN_OUTPUT=f"output/part_one_{sys.argv[1]}")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from notebook_code import SOURCES, new_names, run_cell  # noqa: E402
+from rows import print_row, print_score  # noqa: E402
 
 matplotlib.use("agg")
 names = new_names()
@@ -36,23 +37,44 @@ draw_from, draw_latent, take_turn = story.draw_from, story.draw_latent, story.ta
 momentum, none, new_game, games = story.momentum, story.no_momentum, story.new_game, story.games
 
 
-def print_row(name, *columns):
-    print(f"| {name} | {story.SEED} | {' | '.join(map(str, columns))} |", flush=True)
+def print_score_of(name, generator):
+    print_score(name, story.score(helpers.generate(generator, draw_latent(len(story.test_images)))))
 
 
-def print_score(name, generator):
-    row = story.score(helpers.generate(generator, draw_latent(len(story.test_images))))
-    print_row(name, f"{row['frechet']:.2f}", f"{row['precision']:.3f}", f"{row['recall']:.3f}",
-              f"{row['confident']:.1%}")
+def charge(game, real, r1_weight):
+    return 0.5 * r1_weight * story.r1_penalty(game.discriminator, real) if r1_weight else 0.0
 
 
 def play_on(game, turns, r1_weight=0.0):
     for _ in range(turns):
-        real, penalty = draw_from(images, 128), 0.0
-        if r1_weight:
-            penalty = 0.5 * r1_weight * story.r1_penalty(game.discriminator, real)
-        take_turn(game, real, draw_latent(128), penalty)
+        real = draw_from(images, 128)
+        take_turn(game, real, draw_latent(128), charge(game, real, r1_weight))
     return game.generator
+
+
+def play_with_loss(betas, g_loss):
+    """Two epochs in which G lowers g_loss(logits of its fakes, its numbers before tanh)."""
+    game = new_game(betas, betas)
+    for _ in range(2 * EPOCH):
+        before_tanh = game.generator.layers[:-2](draw_latent(128))
+        fake = game.generator.layers[-2:](before_tanh)
+        story.discriminator_step(game.discriminator, game.d_optimizer, draw_from(images, 128), fake)
+        loss = g_loss(game.discriminator(fake), before_tanh)
+        game.g_optimizer.zero_grad()
+        loss.backward(inputs=list(game.generator.parameters()))
+        game.g_optimizer.step()
+    return game.generator
+
+
+def play_in_plane(betas, r1_weight=0.0):
+    """Four epochs in the plane. Returns the points of G, and those of its average."""
+    game = story.plane_game(*betas)
+    average = deepcopy(game.generator)
+    for turn in range(1, 4 * EPOCH + 1):
+        real = story.real_points(128)
+        take_turn(game, real, draw_latent(128, 16), charge(game, real, r1_weight))
+        story.update_average(average, game.generator, turn)
+    return game.generator(story.latents16), average(story.latents16)
 
 
 def with_betas(game, betas):
@@ -64,18 +86,18 @@ def with_betas(game, betas):
 
 print("== section 7: whose momentum, and each cure")
 for who in games:
-    print_score(f"momentum: {who}", games[who].generator)
-print_score("no momentum, and R1", story.game.generator)
-print_score("no momentum, R1, and the average", story.average)
-print_score("the tutorials' Adam", story.tutorials.generator)
-for who, betas in {**story.whose, "0.5 for both": 2 * ((0.5, 0.999),)}.items():
-    if who == "0.5 for both":
-        print_score("momentum: 0.5 for both", play_on(new_game(*betas), 2 * EPOCH))
-    if who != "neither":
-        print_score(f"momentum: {who}, and R1", play_on(new_game(*betas), 2 * EPOCH, r1_weight=1.0))
-
-print_score("momentum: neither, a fifth of the rate",
-            play_on(new_game(none, none, 2e-4), 2 * EPOCH))
+    print_score_of(f"momentum: {who}", games[who].generator)
+print_score_of("no momentum, and R1", story.game.generator)
+print_score_of("no momentum, R1, and the average", story.average)
+print_score_of("the tutorials' Adam", story.tutorials.generator)
+for who in ("both", "only G", "only D"):
+    print_score_of(f"momentum: {who}, and R1",
+                   play_on(new_game(*story.whose[who]), 2 * EPOCH, r1_weight=1.0))
+half = (0.5, 0.999)
+print_score_of("momentum: 0.5 for both", play_on(new_game(half, half), 2 * EPOCH))
+print_score_of("momentum: 0.5 for both, and R1", play_on(new_game(half, half), 2 * EPOCH, 1.0))
+print_score_of("momentum: neither, a fifth of the rate",
+               play_on(new_game(none, none, 2e-4), 2 * EPOCH))
 
 print("== section 7: who is late")
 for who, (old_experts, old_fakes) in story.said.items():
@@ -83,10 +105,10 @@ for who, (old_experts, old_fakes) in story.said.items():
 
 print("== section 7: lateness without momentum")
 for name, game in story.late.items():
-    print_score(name.replace("\n", " "), game.generator)
-print_score("both are ten turns late", story.play_late(10, 10).generator)
+    print_score_of(name.replace("\n", " "), game.generator)
+print_score_of("both are ten turns late", story.play_late(10, 10).generator)
 for turns in (1, 2, 5):
-    print_score(f"D learns from fakes {turns} turns old", story.play_late(turns).generator)
+    print_score_of(f"D learns from fakes {turns} turns old", story.play_late(turns).generator)
 other_latents = new_game(none, none)  # as in all late games, D and G see other latents in a turn
 for _ in range(2 * EPOCH):
     fake = other_latents.generator(draw_latent(128)).detach()
@@ -94,30 +116,27 @@ for _ in range(2 * EPOCH):
                              draw_from(images, 128), fake)
     story.generator_step(other_latents.generator, other_latents.discriminator,
                          other_latents.g_optimizer, other_latents.generator(draw_latent(128)))
-print_score("nobody is late, other latents for G's move", other_latents.generator)
+print_score_of("nobody is late, other latents for G's move", other_latents.generator)
 
 print("== section 7: momentum destroys, and without it nothing comes back")
-print_score("writes, then momentum for an epoch",
-            play_on(with_betas(games["neither"], momentum), EPOCH))
+print_score_of("writes, then momentum for an epoch",
+               play_on(with_betas(games["neither"], momentum), EPOCH))
 collapsed = games["both"]
-print_score("collapsed, then no momentum for two", play_on(with_betas(collapsed, none), 2 * EPOCH))
+print_score_of("collapsed, then no momentum for two",
+               play_on(with_betas(collapsed, none), 2 * EPOCH))
 for name, player in [("... and fresh Adams", deepcopy(collapsed.discriminator)),
                      ("... and a fresh D", story.Discriminator().to(story.device))]:
     again = Game(deepcopy(collapsed.generator), player, g_betas=none, d_betas=none)
-    print_score(name, play_on(again, 2 * EPOCH))
+    print_score_of(name, play_on(again, 2 * EPOCH))
 
 print("== section 7: no momentum, and G lowers log(1 - D)")
-rejected = new_game(none, none)
-for _ in range(2 * EPOCH):
-    fake = rejected.generator(draw_latent(128))
-    story.discriminator_step(rejected.discriminator, rejected.d_optimizer, draw_from(images, 128),
-                             fake)
-    logits = rejected.discriminator(fake)
-    loss = -binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
-    rejected.g_optimizer.zero_grad()
-    loss.backward(inputs=list(rejected.generator.parameters()))
-    rejected.g_optimizer.step()
-print_score("G lowers log(1 - D)", rejected.generator)
+
+
+def rejected_loss(logits, _):
+    return -binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
+
+
+print_score_of("G lowers log(1 - D)", play_with_loss(none, rejected_loss))
 
 print("== section 7: the flat ends of tanh, beyond 3 and -3; the share of them in the middle")
 
@@ -128,21 +147,15 @@ def share_in_flat_ends(generator):
     return f"{(before_tanh.abs() > 3).float().mean():.0%}"
 
 
-outside = new_game(momentum, momentum)
-for _ in range(2 * EPOCH):
-    before_tanh = outside.generator.layers[:-2](draw_latent(128))
-    fake = outside.generator.layers[-2:](before_tanh)
-    story.discriminator_step(outside.discriminator, outside.d_optimizer, draw_from(images, 128),
-                             fake)
-    logits = outside.discriminator(fake)
+def kept_out(logits, before_tanh):
     loss = binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
-    loss = loss + relu(before_tanh.abs() - 3).square().mean()
-    outside.g_optimizer.zero_grad()
-    loss.backward(inputs=list(outside.generator.parameters()))
-    outside.g_optimizer.step()
-print_score("momentum: both, G kept out of the flat ends", outside.generator)
+    return loss + relu(before_tanh.abs() - 3).square().mean()
+
+
+outside = play_with_loss(momentum, kept_out)
+print_score_of("momentum: both, G kept out of the flat ends", outside)
 print_row("momentum: both, neither, kept out", *map(share_in_flat_ends, (
-    collapsed.generator, games["neither"].generator, outside.generator)))
+    collapsed.generator, games["neither"].generator, outside)))
 
 print("== section 8: what R1 does (slope of D's logit at real images, at fakes, half-way; how far "
       "a drawing moves in twenty turns, as a share of the distance of two drawings)")
@@ -191,19 +204,9 @@ print_row("untrained", kinds, f"{distance / of_real:.2f}", "", "")
 print("== the plane: told by whom, whose momentum, each cure")
 hit = {title: points for title, (points, _) in story.told.items()}
 for who, betas in story.whose.items():
-    plane = story.plane_game(*betas)
-    averaged = deepcopy(plane.generator)
-    for turn in range(1, 4 * EPOCH + 1):
-        take_turn(plane, story.real_points(128), draw_latent(128, 16))
-        story.update_average(averaged, plane.generator, turn)
-    hit[f"momentum: {who}"] = plane.generator(story.latents16)
-hit["momentum: neither, and the average"] = averaged(story.latents16)
-charged = story.plane_game(none, none)
-for _ in range(4 * EPOCH):
-    real = story.real_points(128)
-    take_turn(charged, real, draw_latent(128, 16),
-              0.05 * story.r1_penalty(charged.discriminator, real))
-hit["momentum: neither, and R1 (0.1)"] = charged.generator(story.latents16)
+    hit[f"momentum: {who}"], of_average = play_in_plane(betas)
+hit["momentum: neither, and the average"] = of_average  # "neither" was the last
+hit["momentum: neither, and R1 (0.1)"], _ = play_in_plane(story.whose["neither"], r1_weight=0.1)
 for title, points in hit.items():
     share, reached = helpers.hits(points, *story.RINGS)
     print_row(title, f"{share:.0%}", reached)

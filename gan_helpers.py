@@ -1,7 +1,7 @@
 """What HandwrittenNumberGAN.ipynb uses and need not show: data, what surrounds a training loop,
 pictures, the judge that scores drawings, and the page that writes numbers.
 
-Images are float tensors (N, 1, H, W) with pixels from -1 (black) to 1 (white).
+Images are float tensors (N, C, H, W), C = 1 or 3, with pixels from -1 (black) to 1 (white).
 """
 
 import base64
@@ -41,8 +41,7 @@ QUICK = os.environ.get("GAN_QUICK", "").strip() not in ("", "0")  # a small data
 def choose_device() -> torch.device:
     """The device that GAN_DEVICE names, or else a GPU that works, or else the CPU.
 
-    A printed line says so where a GPU fails at its first operation. Raises torch's own error if
-    GAN_DEVICE names a device that cannot be used.
+    Says so if a GPU fails at its first operation. Raises torch's error if GAN_DEVICE's device does.
     """
     wish = os.environ.get("GAN_DEVICE", "").strip().lower()
     found = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type
@@ -60,9 +59,8 @@ def choose_device() -> torch.device:
 def load_mnist(train: bool, device="cpu", folder=ARCHIVES) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST (LeCun, Cortes and Burges, 1998), or other data in its format, from its archives.
 
-    Returns images (N, 1, 28, 28) in [-1, 1] and labels (N,), int64: 60,000 to train on (`train`) or
-    10,000 to test with, and every 50th of these in quick mode. Raises OSError, which names the file
-    and says how to get it back, if an archive is missing or damaged or does not fit the other.
+    Returns images (N, 1, 28, 28) in [-1, 1] and labels (N,): 60,000 to train on or 10,000 to test
+    with, or every 50th of these in quick mode. Raises OSError if an archive is missing or damaged.
     """
     def read(name, header, *shape):
         path = Path(folder) / f"{'train' if train else 't10k'}-{name}-ubyte.gz"
@@ -82,10 +80,8 @@ def load_mnist(train: bool, device="cpu", folder=ARCHIVES) -> tuple[torch.Tensor
 
 
 def output_folder() -> Path:
-    """Make the folder that runs write to: GAN_OUTPUT or `output`, and `quick` in it in quick mode.
-    """
-    wish = os.environ.get("GAN_OUTPUT", "").strip()
-    folder = Path(wish).expanduser().resolve() if wish else Path("output")
+    """Make the folder of the results: GAN_OUTPUT or `output`, and `quick` in it in quick mode."""
+    folder = Path(os.environ.get("GAN_OUTPUT", "").strip() or "output").expanduser()
     folder = folder / "quick" if QUICK else folder
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -102,11 +98,7 @@ def write_whole(path, content: bytes) -> None:
 
 MEASURED = ("D's loss", "G's loss", "D(x)", "D(G(z))")  # what one turn measures
 KEPT = ("turn", "history", "drawings")                  # what a game has beside its networks
-
-
-def in_kernel() -> bool:
-    """Whether this runs in a notebook rather than in a terminal."""
-    return hasattr(get_ipython(), "kernel")
+IN_KERNEL = hasattr(get_ipython(), "kernel")            # in a notebook, not in a terminal
 
 
 class ProgressLine(tqdm):
@@ -116,7 +108,7 @@ class ProgressLine(tqdm):
     shown = None
 
     def display(self, msg=None, pos=None):
-        if not in_kernel():
+        if not IN_KERNEL:
             return super().display(msg, pos)
         line = {"text/plain": str(self) if msg is None else msg}
         if self.shown is None:
@@ -164,7 +156,7 @@ class Training:
                   "ends. resume=True goes on with that game instead.")
 
     def __enter__(self):
-        file = io.StringIO() if in_kernel() else sys.stdout  # tqdm ends with an empty line there
+        file = io.StringIO() if IN_KERNEL else sys.stdout  # tqdm ends with an empty line there
         self.line = ProgressLine(total=self.turns, initial=self.game.turn, unit="turn", ncols=116,
                                  mininterval=0.5, file=file, ascii=False)
         return self
@@ -187,38 +179,37 @@ class Training:
             yield game.turn + 1
             game.turn += 1
             if game.turn % 50 == 0 or game.turn % per_epoch == 0:
-                means = (self.sum / (game.turn - first)).tolist()  # only here we wait for a GPU
-                self.report(dict(zip(MEASURED, means)))
+                means = self.sum / (game.turn - first)
+                self.report(dict(zip(MEASURED, means.tolist())))  # only here we wait for a GPU
             if game.turn % per_epoch == 0:
-                self.end_epoch(dict(zip(MEASURED, means)), time.perf_counter() - start)
+                self.end_epoch(time.perf_counter() - start)
                 self.sum, first, start = 0, game.turn, time.perf_counter()
 
     def note(self, measured: torch.Tensor) -> None:
         self.sum = self.sum + measured
 
     def report(self, means):
+        self.means, self.said = means, ", ".join(f"{name} {means[name]:.2f}" for name in MEASURED)
         finite = all(map(math.isfinite, means.values())) and all(
             weight.isfinite().all() for weight in self.game.average.parameters())  # after the move
         if not finite:
             raise FloatingPointError(
                 f"training broke down before turn {self.game.turn:,} ({means}). Begin again with a "
                 "lower learning_rate or a higher r1_weight; the last checkpoint is intact.")
-        self.line.set_postfix_str(", ".join(f"{name} {mean:.2f}" for name, mean in means.items()),
-                                  refresh=False)
+        self.line.set_postfix_str(self.said, refresh=False)
         self.line.update(self.game.turn - self.line.n)
 
     def draw(self, epoch):
         if self.look_from is not None:
             self.game.drawings[epoch] = generate(self.game.average, self.look_from).cpu()
 
-    def end_epoch(self, means, seconds):
+    def end_epoch(self, seconds):
         epoch = self.game.turn // self.settings.turns_per_epoch
-        self.game.history.append({"epoch": epoch, **means, "seconds": seconds})
+        self.game.history.append({"epoch": epoch, **self.means, "seconds": seconds})
         self.draw(epoch)
         if self.look_from is not None and (epoch in (1, 2, 4, 8) or epoch == self.settings.epochs):
-            plot_grid(self.game.drawings[epoch], len(self.look_from) // 2, title=(
-                f"epoch {epoch} ({seconds:.0f} s):   " + ",   ".join(
-                    f"{name} {mean:.2f}" for name, mean in means.items())))
+            plot_grid(self.game.drawings[epoch], columns=len(self.look_from) // 2,
+                      title=f"epoch {epoch} ({seconds:.0f} s):   {self.said}")
         try:
             self.save()
             if self.look_from is not None:
@@ -256,28 +247,38 @@ class Training:
 # Pictures -----------------------------------------------------------------------------------------
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
-    """Return images (N, 1, H, W), N > 0, unchanged; ValueError if they are not in [-1, 1]."""
-    if not (images.ndim == 4 and images.shape[1] == 1 and len(images) and images.abs().max() <= 1):
-        largest = f"{images.abs().max():.4g}" if images.numel() else "nothing"  # NaN is refused
-        raise ValueError("images must be (N, 1, H, W) with pixels in [-1, 1], not "
+    """Return images (N, C, H, W), N > 0, C = 1 or 3, unchanged; ValueError if not in [-1, 1]."""
+    if not (images.ndim == 4 and images.shape[1] in (1, 3) and len(images)
+            and images.abs().max() <= 1):  # NaN is refused, too
+        largest = f"{images.abs().max():.4g}" if images.numel() else "nothing"
+        raise ValueError("images must be (N, 1 or 3, H, W) with pixels in [-1, 1], not "
                          f"{tuple(images.shape)} up to {largest}")
     return images
 
 
+def check_data(images: torch.Tensor) -> None:
+    """Raise ValueError for images that training takes without an error, but learns nothing from."""
+    flat = (check_images(images) == images[:, :, :1, :1]).flatten(1).all(dim=1).sum()
+    if images.min() >= 0 or flat:
+        raise ValueError(f"black must be -1, and here the darkest pixel is {images.min():.4g}; "
+                         f"and {flat} of {len(images)} images are all of one colour")
+
+
 def plot_grid(images: torch.Tensor, columns: int, title="", labels=(), row_labels=(),
-              column_labels=(), scale=2, group=1) -> None:
-    """Show images (N, 1, H, W) in [-1, 1] as a grid, enlarged `scale` times.
+              column_labels=(), scale=None, group=1) -> None:
+    """Show images (N, C, H, W) in [-1, 1] as a grid, enlarged `scale` times (small ones: 2).
 
     `labels` stand in the corners of the images, `row_labels` on the left, one for each `group` of
     rows, and `column_labels` above.
     """
-    grid = make_grid(check_images(images).detach().cpu() / 2 + 0.5, columns, 2, pad_value=0.25)[0]
+    grid = make_grid(check_images(images).detach().cpu() / 2 + 0.5, columns, 2, pad_value=0.25)
     down, across = images.shape[2] + 2, images.shape[3] + 2
-    size = grid.shape[1] * scale / 100, grid.shape[0] * scale / 100
-    figure = plt.figure(figsize=size, dpi=100)
+    scale = scale or max(1, 64 // images.shape[3])
+    figure = plt.figure(figsize=(grid.shape[2] * scale / 100, grid.shape[1] * scale / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False)
-    few_greys = grid.mul(11).round().numpy()  # twelve, for a small file
-    axes.imshow(few_greys, cmap="gray", vmin=0, vmax=11, interpolation="none", origin="upper")
+    if images.shape[1] == 1:
+        grid = grid.mul(11).round().div(11)  # twelve greys, for a small file
+    axes.imshow(grid.permute(1, 2, 0), interpolation="none", origin="upper")
     axes.set_title(title, fontsize=10)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.set_yticks([(n + 0.5) * group * down for n in range(len(row_labels))], row_labels)
@@ -310,8 +311,8 @@ def save_film(path, draw, frames, size, colours=40) -> None:
     everything = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
     palette = everything.quantize(colours)
     first, *others = [picture.quantize(palette=palette, dither=0) for picture in pictures]
-    durations = [300] * len(others) + [2000]  # milliseconds
-    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+    first.save(path, save_all=True, append_images=others, loop=0,
+               duration=[300] * len(others) + [2000])  # milliseconds
 
 
 LINE = torch.linspace(-3, 3, 61)
@@ -349,30 +350,31 @@ def draw_plane(axes, title: str, points: torch.Tensor, values: torch.Tensor, cen
 
 # The judge ----------------------------------------------------------------------------------------
 
-def judge_network(kinds: int) -> nn.Sequential:
-    """A small convolutional classifier: images (N, 1, 28, 28) in [-1, 1] -> logits (N, kinds).
+def judge_network(kinds: int, channels: int = 1) -> nn.Sequential:
+    """A small convolutional classifier: images (N, channels, H, W) in [-1, 1] -> logits (N, kinds).
 
     Without its last layer it gives 64 features of an image. The scores compare these.
     """
     layers = []
-    for inputs, outputs, stride in [(1, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2)]:
+    for inputs, outputs, stride in [(channels, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2)]:
         layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
                    nn.BatchNorm2d(outputs), nn.ReLU()]
-    layers += [nn.Flatten(), nn.Linear(64 * 7 * 7, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU()]
+    layers += [nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten()),
+               nn.Linear(64 * 7 * 7, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(64, kinds))
 
 
 def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8) -> nn.Sequential:
     """Train a judge: AdamW with a one-cycle rate, batches of 128, images shifted by up to 2 pixels.
 
-    `images` (N, 1, 28, 28) in [-1, 1], `labels` (N,), beginning with 0. Returns the judge in eval
-    mode, on the images' device. Its random numbers are its own: those of the program go on as if
-    nothing had been trained.
+    `images` (N, C, H, W) in [-1, 1], `labels` (N,), beginning with 0. Returns the judge in eval
+    mode, on the images' device. It leaves the random numbers of the program as they were.
     """
+    channels, height, width = images.shape[1:]
     steps = epochs * math.ceil(len(images) / 128)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        judge = judge_network(int(labels.max()) + 1)
+        judge = judge_network(int(labels.max()) + 1, channels)
         judge.to(images.device, memory_format=torch.channels_last)  # faster
         optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -380,7 +382,7 @@ def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8) -> 
             batch = torch.randint(len(images), (128,))
             down, right = torch.randint(0, 5, (2,)).tolist()
             padded = functional.pad(images[batch], (2, 2, 2, 2), value=-1)
-            logits = judge(padded[:, :, down:down + 28, right:right + 28])
+            logits = judge(padded[:, :, down:down + height, right:right + width])
             optimizer.zero_grad()
             functional.cross_entropy(logits, labels[batch]).backward()
             optimizer.step()
@@ -391,28 +393,26 @@ def train_judge(images: torch.Tensor, labels: torch.Tensor, epochs: int = 8) -> 
 def load_judge(path=FOLDER / "data" / "judge.pt") -> nn.Sequential:
     """The judge with the weights stored at `path`, in eval mode, on the CPU."""
     weights = torch.load(path, map_location="cpu", weights_only=True)
-    *_, last_bias = weights.values()
-    judge = judge_network(kinds=len(last_bias))
+    first_weight, *_, last_bias = weights.values()
+    judge = judge_network(len(last_bias), first_weight.shape[1])
     judge.load_state_dict(weights)
     return judge.eval()
 
 
 @torch.no_grad()
 def judge_images(judge: nn.Sequential, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let the judge read images (N, 1, 28, 28): features (N, 64) and probabilities (N, kinds)."""
+    """Let the judge read images (N, C, H, W): features (N, 64) and probabilities (N, kinds)."""
     features = torch.cat([judge[:-1](chunk) for chunk in check_images(images).split(500)])
     return features, judge[-1](features).softmax(dim=1)
 
 
 @torch.no_grad()
 def generate(generator: nn.Module, latent: torch.Tensor) -> torch.Tensor:
-    """Draw images (N, 1, H, W) from latents in eval mode, in chunks; the mode is then as it was."""
+    """Draw images (N, C, H, W) from latents in eval mode, in chunks; the mode is then as it was."""
     training = generator.training
-    try:
-        generator.eval()
-        return torch.cat([generator(chunk) for chunk in latent.split(1000)])
-    finally:
-        generator.train(training)
+    images = torch.cat([generator.eval()(chunk) for chunk in latent.split(1000)])
+    generator.train(training)
+    return images
 
 
 # The page that writes numbers ---------------------------------------------------------------------
@@ -424,9 +424,8 @@ def writer_page(layers: nn.Sequential, hand: torch.Tensor, directions: torch.Ten
 
     `layers`: transposed convolutions, with BatchNorm and LeakyReLU behind all but the last, and
     Tanh at the end; they turn latents joined to one-hot labels, (N, D + kinds), into images. `hand`
-    (D,): the first handwriting. `directions` (K, D): one for each slider. `name`: which training
-    run this is. In the page each weight is an int8, to be multiplied by the scale of its output
-    channel.
+    (D,): the first handwriting. `directions` (K, D): one for each slider. `name`: of this run. In
+    the page each weight is an int8, to be multiplied by the scale of its output channel.
     """
     layers = copy.deepcopy(layers).cpu().eval()
     convolutions, norms, activations = (

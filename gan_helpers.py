@@ -278,7 +278,7 @@ def plot_grid(images: torch.Tensor, columns: int, title="", labels=(), row_label
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False)
     if images.shape[1] == 1:
         grid = grid.mul(11).round().div(11)  # twelve greys, for a small file
-    axes.imshow(grid.permute(1, 2, 0), interpolation="none", origin="upper")
+    axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="none", origin="upper")
     axes.set_title(title, fontsize=10)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.set_yticks([(n + 0.5) * group * down for n in range(len(row_labels))], row_labels)

@@ -90,8 +90,9 @@ def main():
         write_whole(NOTEBOOK, (clone / NOTEBOOK.name).read_bytes())
         for name in PICTURES:
             write_whole(ROOT / ".github" / name, (clone / "output" / name).read_bytes())
-        theirs = shutil.ignore_patterns("*_checkpoint.pt")  # there may be a run of somebody's own
-        shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True, ignore=theirs)
+        # no checkpoints, since there may be a run of somebody's own, and not six thousand pictures
+        others = shutil.ignore_patterns("*_checkpoint.pt", "coloured_digits")
+        shutil.copytree(clone / "output", ROOT / "output", dirs_exist_ok=True, ignore=others)
 
 
 if __name__ == "__main__":

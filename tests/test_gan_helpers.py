@@ -92,16 +92,17 @@ def shown(monkeypatch):
     return figures
 
 
-@pytest.mark.parametrize("count", [6, 5, 1])
-def test_each_pixel_is_where_it_belongs_and_each_label_in_its_own_image(shown, count):
-    images = some_images(count)
+@pytest.mark.parametrize("count, channels", [(6, 1), (5, 3), (1, 1)])
+def test_each_pixel_is_where_it_belongs_and_each_label_in_its_own_image(shown, count, channels):
+    images = some_images(count * channels).view(count, channels, 28, 28)
     helpers.plot_grid(images, columns=3, labels=range(count))
     axes, = shown[0].axes
-    drawn = np.asarray(axes.images[0].get_array()) / 11 * 2 - 1
+    drawn = np.asarray(axes.images[0].get_array()) * 2 - 1
     edge = 2 if count > 1 else 0  # a picture of its own has none
-    for n, (image, text) in enumerate(zip(images[:, 0].numpy(), axes.texts, strict=True)):
+    near = 1 / 11 if channels == 1 else 0  # twelve greys, but all colours
+    for n, (image, text) in enumerate(zip(images.movedim(1, 3).numpy(), axes.texts, strict=True)):
         down, right = edge + 30 * (n // 3), edge + 30 * (n % 3)
-        assert np.abs(drawn[down:down + 28, right:right + 28] - image).max() < 1 / 11 + 1e-5
+        assert np.abs(drawn[down:down + 28, right:right + 28] - image).max() < near + 1e-5
         x, y = text.get_position()
         assert 0 <= x - right < 14 and 0 <= y - down < 14 and text.get_text() == str(n)
     assert plt.get_fignums() == []  # shown, and closed

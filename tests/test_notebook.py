@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import differences, flat, python
 from notebook_code import CODE, NOTEBOOK, SOURCES, notebook_code, run_cell, some_images, tiny_game
-from PIL import Image
 from torch import nn
 from torch.nn.functional import one_hot, softplus
 from torch.optim import SGD
@@ -87,7 +86,7 @@ def test_random_numbers_are_drawn_on_the_cpu_whatever_the_device():
     assert [call for call in calls if "device=" in call or "_like" in call] == []
 
 
-# The first cell, and what the README and section 15 promise ---------------------------------------
+# The first cell ---------------------------------------------------------------------------------
 
 FIRST_CELL = SOURCES["imports"].partition("import matplotlib")[0] + """
 print(find_spec("gan_helpers").origin)"""
@@ -126,23 +125,6 @@ def test_a_notebook_and_a_helper_of_two_editions_are_refused(monkeypatch):
     monkeypatch.setattr(helpers, "EDITION", helpers.EDITION - 1)
     with pytest.raises(AssertionError, match="of another edition than this notebook"):
         run_cell("imports", {})
-
-
-def test_images_from_a_folder_train_as_the_text_says(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_pictures" / "kind").mkdir(parents=True)
-    for name, grey in [("1.png", 0), ("2.jpg", 255)]:
-        Image.new("RGB", (40, 60), (grey, grey, grey)).save(f"my_pictures/kind/{name}")
-    code = re.search(r"```python\n([^`]*images_from\(.*?)```", PROSE, re.DOTALL)[1]
-    names = notebook_code()
-    short = {"epochs": 1, "turns_per_epoch": 1}
-    names.update(output=tmp_path, settings=names["replace"](names["settings"], **short),
-                 dcgan_settings=names["replace"](names["dcgan_settings"], **short),
-                 look_from=torch.randn(32, 100))
-    exec(code, names)
-    means = names["images_from"]("my_pictures", 28).mean(dim=(2, 3))
-    torch.testing.assert_close(means, torch.tensor([[-1.0], [1.0]]))
-    assert {"mine28_checkpoint.pt", "mine32_epoch_01.png"} <= set(os.listdir(tmp_path))
 
 
 # The steps ----------------------------------------------------------------------------------------

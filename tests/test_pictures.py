@@ -132,7 +132,7 @@ def test_every_line_of_the_way_from_a_folder_to_a_generator(channels, tmp_path):
     for cell in ("own-train", "own-page", "own-detective"):
         run_cell(cell, names)
     assert names["mine"].turn == 8 and (tmp_path / "pictures_epoch_08.png").exists()
-    assert names["drawings"].shape == (48, channels, 64, 64)
+    assert names["drawings"].shape == (36, channels, 64, 64)
     names["export"](names["mine"].average, "pictures.pt2", torch.randn(10, 100))
     run_program, = blocks_of("export-about")
     exec(run_program.replace("output/", f"{tmp_path}/").replace('"seven', f'"{tmp_path}/seven'), {})
@@ -145,7 +145,7 @@ def test_every_line_of_the_way_from_a_folder_to_a_generator(channels, tmp_path):
     names["picture_settings"] = names["replace"](names["picture_settings"], epochs=2)
     for block in blocks_of("own-train-read") + blocks_of("own-few"):
         exec(block, names)
-    assert names["larger"].drawings[2].shape == (24, channels, 128, 128)
+    assert names["larger"].drawings[2].shape == (16, channels, 128, 128)
     assert names["told"].turn == 2 and names["KINDS"] == 3 and len(names["labels"]) == 9
     assert names["labelled"].shape == (9, channels, 64, 64)
 

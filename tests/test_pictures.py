@@ -83,17 +83,21 @@ def test_what_is_no_picture_is_named_and_skipped_and_the_rest_is_read(story, tmp
     Image.new("RGB", (20, 20), RED).save(tmp_path / "red.png")
     assert len(story.images_from(tmp_path, 8, 3, paper="black")) == 1
     said = capsys.readouterr().out
-    assert "1 pictures, 5 other files" in said
+    assert "1 pictures, 0 of them smaller than 8 x 8; 5 other files" in said
     for name, reason in [("cat", "cannot identify"), ("cut", "truncated"), ("ink", "of one colour"),
                          ("link", "No such file"), ("red", "of one colour")]:
         assert re.search(f"skipped {name}.png: .*{reason}", said)
-    assert len(story.images_from(tmp_path, 8, 3)) == 2  # on white paper one sees black ink
+    assert len(story.images_from(tmp_path, 9, 3)) == 2  # on white paper one sees black ink
+    assert "2 pictures, 1 of them smaller than 9 x 9" in capsys.readouterr().out
 
 
-def test_a_folder_without_pictures_is_an_error_that_names_it(story, tmp_path):
-    for folder in (tmp_path, tmp_path / "not there"):
-        with pytest.raises(ValueError, match=f"no picture in {re.escape(str(folder))}"):
-            story.images_from(folder, 8, 3)
+@pytest.mark.parametrize("name, error, message", [
+    ("empty", ValueError, "no picture in"), ("not there", FileNotFoundError, "No such file")])
+def test_a_folder_that_is_empty_or_not_there_is_an_error_that_names_it(
+        story, tmp_path, name, error, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error, match=f"{message}.*{re.escape(str(tmp_path / name))}"):
+        story.images_from(tmp_path / name, 8, 3)
 
 
 @pytest.mark.parametrize("images, message", [
@@ -129,12 +133,15 @@ def test_every_line_of_the_way_from_a_folder_to_a_generator(channels, tmp_path):
     names.update(output=tmp_path, EPOCH=2, save_image=save_image, sample=tmp_path / "my pictures")
     assert SOURCES["own-pictures"].count("sample, 3") == 1
     exec(SOURCES["own-pictures"].replace("sample, 3", f"sample, {channels}"), names)
+    for block in blocks_of("own-pictures-read"):  # mirrored, and shifted whenever it is picked
+        exec(block, names)
+    assert len(names["pictures"]) == 18
     for cell in ("own-train", "own-page", "own-detective"):
         run_cell(cell, names)
     assert names["mine"].turn == 8 and (tmp_path / "pictures_epoch_08.png").exists()
     assert names["drawings"].shape == (36, channels, 64, 64)
     names["export"](names["mine"].average, "pictures.pt2", torch.randn(10, 100))
-    run_program, = blocks_of("export-about")
+    run_program, = blocks_of("writer-about")
     exec(run_program.replace("output/", f"{tmp_path}/").replace('"seven', f'"{tmp_path}/seven'), {})
     assert Image.open(tmp_path / "seven.png").size == (7 * 66 + 2, 68)
 

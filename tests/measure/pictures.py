@@ -1,12 +1,12 @@
 """Section 15 of the notebook on real pictures, by its own cells. None of them is kept here.
 
-    python tests/measure/pictures.py emoji 56    Debian's fonts-noto-color-emoji, with unicode-data
-    python tests/measure/pictures.py letters 56  capitals in all installed fonts that have them
-    python tests/measure/pictures.py digits 56   the coloured digits of section 15
-    python tests/measure/pictures.py penalty 8   the weight of R1 on the coloured digits; GAN_SEED
+    python tests/measure/pictures.py emoji 64    Debian's fonts-noto-color-emoji, with unicode-data
+    python tests/measure/pictures.py letters 64  capitals in all installed fonts that have them
+    python tests/measure/pictures.py digits 8    the coloured digits of section 15
+    python tests/measure/pictures.py penalty 8   the weight of R1 on the coloured digits
 
-The number says how many epochs to play, of 234 turns. Writes tests/measure/pictures/NAME.png: two
-rows of pictures, then drawings that nobody has chosen.
+The number says how many epochs to play, of 234 turns; GAN_SEED says with which seed. Writes
+tests/measure/pictures/NAME.png: two rows of pictures, then drawings that nobody has chosen.
 """
 
 import os
@@ -38,8 +38,10 @@ def draw_emoji(folder):
     listed = Path("/usr/share/unicode/emoji/emoji-test.txt").read_text(encoding="utf-8")
     for line in listed.splitlines():
         codes, _, status = line.partition(";")
-        text = "".join(chr(int(code, 16)) for code in codes.split() if status)
-        if status.strip().startswith("fully-qualified") and font.getlength(text) < 140:
+        if not status.strip().startswith("fully-qualified"):
+            continue
+        text = "".join(chr(int(code, 16)) for code in codes.split())
+        if font.getlength(text) < 140:
             picture = Image.new("RGBA", (136, 128))
             ImageDraw.Draw(picture).text((0, 0), text, font=font, embedded_color=True)
             picture.save(folder / f"{'-'.join(codes.split())}.png")
@@ -86,6 +88,7 @@ def main():
         run_cell("sample-folder", names)
         folder = names["sample"]
     else:
+        names["sample"] = None
         folder.mkdir(exist_ok=True)
         {"emoji": draw_emoji, "letters": draw_letters}[what](folder)
     start = time.perf_counter()
@@ -120,7 +123,7 @@ def main():
                       helpers.generate(game.average, draw_latent(48))])
     path = Path(__file__).parent / "pictures" / f"{what}.png"
     save_image(page, path, nrow=12, normalize=True, value_range=(-1, 1))
-    Image.open(path).quantize(64, dither=0).save(path, optimize=True)
+    Image.open(path).quantize(48, dither=0).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from notebook_code import NOTEBOOK, SOURCES, notebook_code, run_cell, some_images
+from notebook_code import NOTEBOOK, SOURCES, new_names, notebook_code, run_cell, some_images
 from PIL import Image
 from torchvision.utils import save_image
 
@@ -138,7 +138,7 @@ def test_every_line_of_the_way_from_a_folder_to_a_generator(channels, tmp_path):
     assert len(names["pictures"]) == 18
     for cell in ("own-train", "own-page", "own-detective"):
         run_cell(cell, names)
-    assert names["mine"].turn == 8 and (tmp_path / "pictures_epoch_08.png").exists()
+    assert names["mine"].turn == 8 and (tmp_path / "my pictures_epoch_08.png").exists()
     assert names["drawings"].shape == (36, channels, 64, 64)
     names["export"](names["mine"].average, "pictures.pt2", torch.randn(10, 100))
     run_program, = blocks_of("writer-about")
@@ -163,3 +163,23 @@ def test_pictures_are_kept_as_bytes_and_come_as_floats(story):
     assert len(pictures) == 2 and pictures.pixels.dtype == torch.uint8
     torch.testing.assert_close(pictures[torch.tensor([1])], pixels[1:].float() / 127.5 - 1)
     helpers.check_data(pictures[:])
+
+
+def test_the_cells_that_the_text_names_make_a_script(tmp_path, monkeypatch):
+    """Section 15 says which cells a script needs: these, and no others."""
+    save_image(some_images(2, 20), tmp_path / "one.png", normalize=True)
+    names = new_names()
+    monkeypatch.setenv("GAN_OUTPUT", str(tmp_path / "output"))
+    run_cell("imports", names)
+    exec("SEED, EPOCH = 0, 468\nimport copy, math", names)
+    for cell in ("generator", "discriminator", "discriminator-step", "generator-step", "play",
+                 "new-players", "r1", "ema", "settings", "state", "train", "open-picture",
+                 "images-from", "images-from-folder"):
+        run_cell(cell, names)
+    exec(SOURCES["own-pictures"].replace("sample, 3", f"{str(tmp_path)!r}, 1"), names)
+    for cell in ("generator-64", "discriminator-64"):
+        run_cell(cell, names)
+    short = re.sub("max.* else 234", "1", SOURCES["own-train"])
+    exec(short, names)
+    exec(SOURCES["export"], names)
+    assert names["mine"].turn == 8 and (names["output"] / "pictures.pt2").exists()

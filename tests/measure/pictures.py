@@ -4,6 +4,7 @@
     python tests/measure/pictures.py letters 64  capitals in all installed fonts that have them
     python tests/measure/pictures.py digits 8    the coloured digits of section 15
     python tests/measure/pictures.py penalty 8   the weight of R1 on the coloured digits
+    python tests/measure/pictures.py wide 1      25 turns with width 64, at three learning rates
 
 The number says how many epochs to play, of 234 turns; GAN_SEED says with which seed. Writes
 tests/measure/pictures/NAME.png: two rows of pictures, then drawings that nobody has chosen.
@@ -64,13 +65,13 @@ def draw_letters(folder):
         seen.add(look)
 
 
-def train_on(names, r1_weight=10.0):
-    """The cell that trains, for so many epochs and with this penalty. Returns the game."""
+def train_on(names, **changes):
+    """The cell that trains, with these changes in its text. Returns the game."""
     source = SOURCES["own-train"]
-    changed = (source.replace("epochs=8", f"epochs={epochs}")
-               .replace("r1_weight=10.0", f"r1_weight={r1_weight}"))
-    assert changed.count(f"epochs={epochs}") == changed.count(f"r1_weight={r1_weight}") == 1
-    SOURCES["own-train"] = changed
+    changes = {"epochs=8": f"epochs={epochs}", **changes}
+    for old, new in changes.items():
+        assert old in SOURCES["own-train"]
+        SOURCES["own-train"] = SOURCES["own-train"].replace(old, new)
     run_cell("own-train", names)
     SOURCES["own-train"] = source
     return names["mine"]
@@ -84,7 +85,7 @@ def main():
                  save_image=save_image)
     helpers, draw_latent = names["helpers"], names["draw_latent"]
     folder, channels = names["output"] / "pictures", 1 if what == "letters" else 3
-    if what in ("digits", "penalty"):
+    if what in ("digits", "penalty", "wide"):
         run_cell("sample-folder", names)
         folder = names["sample"]
     else:
@@ -103,7 +104,7 @@ def main():
         neighbour_radii, share_in_balls = names["neighbour_radii"], names["share_in_balls"]
         radii = neighbour_radii(real)
         for weight in (0.1, 1.0, 10.0, 100.0):
-            game = train_on(names, weight)
+            game = train_on(names, **{"r1_weight=10.0": f"r1_weight={weight}"})
             drawn = helpers.generate(game.average, draw_latent(len(pictures)))
             features, _ = helpers.judge_images(judge, drawn)
             distance = names["frechet_distance"](real, features)
@@ -112,6 +113,14 @@ def main():
             loss = game.history[-1]["D's loss"]
             scores = distance, precision, recall, loss
             print_row(f"R1 {weight}", *(f"{score:.3g}" for score in scores))
+        return
+
+    if what == "wide":
+        for rate in ("2e-3", "5e-4", "2e-4"):
+            game = train_on(names, **{"=2e-3": f"={rate}", "channels)": "channels, 64)",
+                                      "max(1, EPOCH // 2)": "25"})
+            print_row(f"width 64, rate {rate}", *(f"{game.history[0][name]:.2f}"
+                                                  for name in ("D's loss", "G's loss")))
         return
 
     game = train_on(names)

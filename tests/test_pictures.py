@@ -83,12 +83,12 @@ def test_what_is_no_picture_is_named_and_skipped_and_the_rest_is_read(story, tmp
     Image.new("RGB", (20, 20), RED).save(tmp_path / "red.png")
     assert len(story.images_from(tmp_path, 8, 3, paper="black")) == 1
     said = capsys.readouterr().out
-    assert "1 pictures, 0 of them smaller than 8 x 8; 5 other files" in said
+    assert "1 pictures in all, 0 of them smaller than 8 x 8; 5 other files" in said
     for name, reason in [("cat", "cannot identify"), ("cut", "truncated"), ("ink", "of one colour"),
                          ("link", "No such file"), ("red", "of one colour")]:
         assert re.search(f"skipped {name}.png: .*{reason}", said)
     assert len(story.images_from(tmp_path, 9, 3)) == 2  # on white paper one sees black ink
-    assert "2 pictures, 1 of them smaller than 9 x 9" in capsys.readouterr().out
+    assert "2 pictures in all, 1 of them smaller than 9 x 9" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name, error, message", [
@@ -139,7 +139,7 @@ def test_every_line_of_the_way_from_a_folder_to_a_generator(channels, tmp_path):
     for cell in ("own-train", "own-page", "own-detective"):
         run_cell(cell, names)
     assert names["mine"].turn == 8 and (tmp_path / "my pictures_epoch_08.png").exists()
-    assert names["drawings"].shape == (36, channels, 64, 64)
+    assert names["drawings"].shape == (24, channels, 64, 64)
     names["export"](names["mine"].average, "pictures.pt2", torch.randn(10, 100))
     run_program, = blocks_of("writer-about")
     exec(run_program.replace("output/", f"{tmp_path}/").replace('"seven', f'"{tmp_path}/seven'), {})

@@ -172,7 +172,7 @@ def test_the_cells_that_the_text_names_make_a_script(tmp_path, monkeypatch):
     names = new_names()
     monkeypatch.setenv("GAN_OUTPUT", str(tmp_path / "output"))
     run_cell("imports", names)
-    exec("SEED, EPOCH = 0, 468\nimport copy, math", names)
+    exec("SEED, EPOCH = 0, 468\nimport copy, math\nplt.switch_backend('agg')", names)
     for cell in ("generator", "discriminator", "discriminator-step", "generator-step", "play",
                  "new-players", "r1", "ema", "settings", "state", "train", "open-picture",
                  "images-from", "images-from-folder"):

@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from itertools import zip_longest
 from pathlib import Path
 
@@ -34,6 +35,7 @@ EDITION = 6  # the notebook's first cell compares it with its own
 FOLDER = Path(__file__).resolve().parent
 ARCHIVES = FOLDER / "data" / "MNIST" / "raw"
 QUICK = os.environ.get("GAN_QUICK", "").strip() not in ("", "0")  # a small data set, for tests
+warnings.filterwarnings("ignore", "Please use the new API|The given buffer")  # from torch 2.9
 
 
 # Device, data, files ------------------------------------------------------------------------------
@@ -137,7 +139,6 @@ class Training:
     everything is saved in `folder`; where that fails, a printed line says so and the game goes on.
     A KeyboardInterrupt ends the loop, and the program goes on behind it. With `resume` the game
     goes on from its checkpoint, on a CPU bit for bit as if it had never stopped.
-
     Raises ValueError if the checkpoint has other settings (more or fewer epochs are allowed), and
     FloatingPointError if a mean or a weight is not finite.
     """
@@ -352,7 +353,6 @@ def draw_plane(axes, title: str, points: torch.Tensor, values: torch.Tensor, cen
 
 def judge_network(kinds: int, channels: int = 1) -> nn.Sequential:
     """A small convolutional classifier: images (N, channels, H, W) in [-1, 1] -> logits (N, kinds).
-
     Without its last layer it gives 64 features of an image. The scores compare these.
     """
     layers = []

@@ -154,7 +154,7 @@ def test_every_line_of_the_way_from_a_folder_to_a_generator(channels, tmp_path):
     for block in blocks_of("own-train-read") + blocks_of("own-few"):
         exec(block, names)
     assert names["larger"].drawings[2].shape == (16, channels, 128, 128)
-    assert names["told"].turn == 2 and names["KINDS"] == 3 and len(names["labels"]) == 9
+    assert names["told"].turn == 16 and names["KINDS"] == 3 and len(names["labels"]) == 9
     assert names["labelled"].shape == (9, channels, 64, 64)
 
 

@@ -29,8 +29,7 @@ helpers, images = names["helpers"], names["images"]
 thousand, others = images[:1000], images[1000:2000]
 latents = names["draw_latent"](len(names["test_images"]))
 mlp = replace(names["settings"], name="few", seed=int(sys.argv[1]), epochs=6, turns_per_epoch=468)
-dcgan = replace(mlp, epochs=3, turns_per_epoch=936, batch_size=64, learning_rate=2e-3, decay=0.25,
-                beta2=0.95, r1_weight=0.1, r1_every=8)
+dcgan = replace(names["dcgan_settings"], name="few", seed=mlp.seed, epochs=3, turns_per_epoch=936)
 
 
 def shift(pictures, most=2):

@@ -68,12 +68,10 @@ def draw_letters(folder):
 def train_on(names, **changes):
     """The cell that trains, with these changes in its text. Returns the game."""
     source = SOURCES["own-train"]
-    changes = {"epochs=8": f"epochs={epochs}", **changes}
-    for old, new in changes.items():
-        assert old in SOURCES["own-train"]
-        SOURCES["own-train"] = SOURCES["own-train"].replace(old, new)
-    run_cell("own-train", names)
-    SOURCES["own-train"] = source
+    for old, new in {"epochs=8": f"epochs={epochs}", **changes}.items():
+        assert old in source
+        source = source.replace(old, new)
+    exec(source, names)
     return names["mine"]
 
 
